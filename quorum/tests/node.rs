@@ -275,6 +275,37 @@ async fn a_replica_that_is_lost_during_a_collection_brings_nothing_back() {
     }
 }
 
+/// One key that cannot go, by a context that is too long or by damage, holds up no other.
+#[tokio::test(start_paused = true)]
+async fn a_tombstone_that_cannot_go_holds_up_no_other() {
+    let foreign = |from: u64| -> VersionVector {
+        (from..from + 600).map(|node| Dot::new(Actor::new(node, 1), 1)).collect()
+    };
+    let tombstone = |seen: VersionVector| Siblings::from_parts(seen, [].into());
+    let (mut nodes, store) = (BTreeMap::new(), Arc::new(MemoryStore::new()));
+    let node = Node::create(1, store.clone(), five_nodes()).await.unwrap();
+    nodes.insert(1, node);
+    for id in 2..=5 {
+        let node = Node::create(id, Arc::new(MemoryStore::new()), five_nodes()).await.unwrap();
+        nodes.insert(id, node);
+    }
+    for (node, key, seen) in
+        [(1, "long", 100), (3, "long", 1_000), (1, "damaged", 100), (1, "small", 100)]
+    {
+        let merged = nodes[&node].answer(merge(key, &tombstone(foreign(seen)))).await;
+        assert_eq!(head(merged).0, MERGED);
+    }
+    let record = Some(Bytes::from_static(b"damaged"));
+    store.apply(vec![Change { key: "tdamaged".into(), record }]).await.unwrap();
+    let collector = nodes[&1].clone();
+    let (nodes, is_to_lose) = (Arc::new(Mutex::new(nodes)), Mutex::new(false));
+    let link: Arc<dyn Link> = Arc::new(Switch { nodes, away: 0, is_to_lose });
+    assert_eq!(collector.collect_tombstones(&link).await, Ok(1));
+    let stats = collector.tombstone_stats();
+    assert_eq!((stats.held, stats.dropped), (2, 1));
+    assert_eq!((stats.refused, stats.unreadable), (1, 1));
+}
+
 /// Every caller waits for the end, and what was accepted before is durable then.
 #[tokio::test(start_paused = true)]
 async fn each_shutdown_waits_until_what_was_accepted_is_durable() {

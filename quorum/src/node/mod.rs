@@ -32,6 +32,7 @@ use self::meta::Meta;
 pub use self::rebuild::RebuildError;
 pub use self::repair::{RepairError, RepairStats, Repaired};
 pub use self::strangers::{Stranger, Strangers};
+use self::tombstones::Collected;
 pub(crate) use self::tombstones::Tombstone;
 pub use self::tombstones::{CollectError, TombstoneStats};
 use self::tree::Tree;
@@ -173,8 +174,7 @@ struct Shared {
     /// What the store holds.
     tree: Arc<Tree>,
     repaired: Mutex<Repaired>,
-    /// Tombstones that this node's collections have dropped.
-    collected: AtomicU64,
+    collected: Collected,
     /// What other regions have not been told. None: the node is part of no region.
     feed: Option<Arc<Feed>>,
     strangers: strangers::Seen,
@@ -423,7 +423,7 @@ impl Node {
             hints,
             tree,
             repaired: Mutex::default(),
-            collected: AtomicU64::new(0),
+            collected: Collected::default(),
             feed,
             strangers: strangers::Seen::default(),
             maintaining: tokio::sync::Mutex::new(()),

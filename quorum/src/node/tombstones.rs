@@ -17,8 +17,9 @@
 //! A replica that does not answer, or is not whole, holds up the collection for as long: nothing
 //! that was deleted comes back, and tombstones stay.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use tokio::task::JoinSet;
@@ -46,7 +47,8 @@ pub(crate) type Tombstone = (Bytes, VersionVector);
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CollectError {
-    /// A replica did not answer, or is not whole.
+    /// A replica did not answer, or is not whole. A tombstone that one refuses is left where it is,
+    /// and the others go: see [`TombstoneStats::refused`].
     #[error("replica {replica} does not hold every tombstone")]
     Unacknowledged {
         /// The replica.
@@ -72,6 +74,20 @@ pub struct TombstoneStats {
     pub held: usize,
     /// How many the collections of this node have dropped at every replica, since its start.
     pub dropped: u64,
+    /// How often a collection has left one where it is because a replica refuses it: together with
+    /// what the replica holds its context has too many actors. It goes once a client has merged the
+    /// key's siblings.
+    pub refused: u64,
+    /// How often a collection has left one where it is because its record cannot be read.
+    pub unreadable: u64,
+}
+
+/// What the collections of a node have done.
+#[derive(Debug, Default)]
+pub(super) struct Collected {
+    dropped: AtomicU64,
+    refused: AtomicU64,
+    unreadable: AtomicU64,
 }
 
 impl Node {
@@ -101,8 +117,13 @@ impl Node {
 
     /// The tombstones that the node holds, and those that it has collected.
     pub fn tombstone_stats(&self) -> TombstoneStats {
-        let dropped = self.shared.collected.load(Ordering::Relaxed);
-        TombstoneStats { held: self.shared.tree.tombstones(), dropped }
+        let Collected { dropped, refused, unreadable } = &self.shared.collected;
+        TombstoneStats {
+            held: self.shared.tree.tombstones(),
+            dropped: dropped.load(Ordering::Relaxed),
+            refused: refused.load(Ordering::Relaxed),
+            unreadable: unreadable.load(Ordering::Relaxed),
+        }
     }
 
     /// Drops the next tombstones behind a key, and moves the key on. None: there are no more.
@@ -130,12 +151,15 @@ impl Node {
         for replica in &replicas {
             epoch = epoch.max(self.raise(link, &membership, *replica, 0).await?);
         }
-        let tombstones = self.next_tombstones(after).await.ok_or(CollectError::NotWhole)?;
-        if tombstones.is_empty() {
+        let found = self.next_tombstones(after).await.ok_or(CollectError::NotWhole)?;
+        if found.is_empty() {
             return Ok(None);
         }
         scope.epoch = epoch;
-        self.spread(link, &scope, &tombstones).await?;
+        let tombstones = self.spread(link, &scope, found).await?;
+        if tombstones.is_empty() {
+            return Ok(Some(0));
+        }
         // Another collector may raise it meanwhile: it is read again now that all hold them.
         for replica in &replicas {
             epoch = epoch.max(self.raise(link, &membership, *replica, 0).await?);
@@ -146,7 +170,7 @@ impl Node {
             }
         }
         scope.epoch = epoch + 2;
-        self.spread(link, &scope, &tombstones).await?;
+        let tombstones = self.spread(link, &scope, tombstones).await?;
         let dropped = self.forget(link, &scope, &tombstones).await;
         self.count_collected(dropped);
         // Each was sent to every replica three times.
@@ -157,25 +181,51 @@ impl Node {
 
     /// Counts tombstones that every replica has dropped.
     pub(crate) fn count_collected(&self, dropped: usize) {
-        self.shared.collected.fetch_add(dropped as u64, Ordering::Relaxed);
+        self.shared.collected.dropped.fetch_add(dropped as u64, Ordering::Relaxed);
     }
 
-    /// Merges the tombstones into every replica.
+    /// Merges the tombstones into every replica. Returns those that every one holds: without those
+    /// that one refuses, of which another attempt would be refused as well.
     async fn spread(
         &self,
         link: &Arc<dyn Link>,
         scope: &Scope,
-        tombstones: &[Tombstone],
-    ) -> Result<(), CollectError> {
+        tombstones: Vec<Tombstone>,
+    ) -> Result<Vec<Tombstone>, CollectError> {
+        let mut refused = BTreeSet::new();
         let merge = |(key, context): &Tombstone| Request::Merge {
             key: key.clone(),
             state: Siblings::from_parts(context.clone(), [].into()),
         };
-        self.ask_all(link, scope, tombstones, merge, |_, replica, reply| match reply {
+        let take = |at, replica, reply| match reply {
             Some(Reply::Merged) => Ok(()),
+            Some(Reply::Refused) => {
+                refused.insert(at);
+                Ok(())
+            }
             _ => Err(CollectError::Unacknowledged { replica }),
-        })
-        .await
+        };
+        self.ask_all(link, scope, &tombstones, merge, take).await?;
+        let (mut held, mut at) = (tombstones, 0);
+        held.retain(|(key, _)| {
+            let is_refused = refused.contains(&at);
+            at += 1;
+            if is_refused {
+                self.warn_left(&self.shared.collected.refused, key, "a replica refuses it");
+            }
+            !is_refused
+        });
+        Ok(held)
+    }
+
+    /// Counts a tombstone that is left where it is, and says so the first, second, fourth time and
+    /// so on.
+    fn warn_left(&self, counter: &AtomicU64, key: &Bytes, why: &str) {
+        let count = counter.fetch_add(1, Ordering::Relaxed) + 1;
+        if count.is_power_of_two() {
+            let node = self.shared.id;
+            tracing::warn!(target: "voussoir::quorum", node, count, ?key, why, "left a tombstone");
+        }
     }
 
     /// Drops the tombstones at every replica, and says how many each one was told to drop in time.
@@ -273,7 +323,10 @@ impl Node {
             for (key, record) in keys.into_iter().zip(records) {
                 // Removed or written anew since.
                 let Some(record) = record else { continue };
-                let state = codec::decode_siblings(record, &Limits::default()).ok()?;
+                let Ok(state) = codec::decode_siblings(record, &Limits::default()) else {
+                    self.warn_left(&self.shared.collected.unreadable, &key, "it cannot be read");
+                    continue;
+                };
                 if state.is_tombstone() {
                     found.push((key.slice(1..), state.context().clone()));
                 }
