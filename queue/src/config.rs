@@ -271,7 +271,9 @@ pub struct ProducerConfig {
     /// record is a batch by itself.
     pub max_batch_bytes: usize,
     /// Bytes of records that are on their way, with 512 for the place and the answer of each; more
-    /// wait in [`enqueue`](crate::Producer::enqueue). 1 to 2^29 (512 MiB), default 32 MiB.
+    /// wait in [`enqueue`](crate::Producer::enqueue). 1 to 2^29 (512 MiB), default 32 MiB. What the
+    /// journal has no room for (its `max_pending_bytes`, of all its users together) waits within
+    /// this bound.
     pub max_in_flight_bytes: usize,
     /// How long a record may take from the call to its answer, waiting for room included. `None`
     /// waits until the journal answers. Above zero, default 2 minutes, as in Kafka.
