@@ -187,7 +187,7 @@ impl Copied {
 }
 
 /// A copy that takes the place of the first batches of a log.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Replacement {
     /// The first position that stays as it is.
     pub(crate) end: u64,

@@ -27,6 +27,8 @@ use crate::store::{BATCH_OVERHEAD_BYTES, Done};
 const READ_BYTES: usize = 256 << 10;
 /// Rounds that begin again because a release has changed the log meanwhile.
 const OVERTAKEN_AGAIN: usize = 3;
+/// Before a store that was busy is asked again.
+const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
 /// What a compaction has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -140,7 +142,7 @@ impl Partition {
     /// # Errors
     /// A batch cannot be read or unpacked, the store has no room for the copy, or another
     /// compaction of the partition is under way ([`StoreError::Busy`]). The log is then as it was,
-    /// or as the last whole round has left it.
+    /// or as the last whole round has left it. A store that is busy is asked again.
     ///
     /// # Cancel safety
     /// The round under way is given up, unless its last write has been begun.
@@ -183,10 +185,18 @@ impl Partition {
             };
             let (first, compacted_offset) = (source.first, replacement.clean.offset);
             drop(source);
-            let (answer, answered) = oneshot::channel();
-            append::switch(&self.shared, Switch { replacement, first, compacting, answer });
-            let (held, result) = answered.await.map_err(|_| FetchError::Closed)?;
-            compacting = held;
+            // Ends: with an answer other than "busy".
+            let result = loop {
+                let (answer, answered) = oneshot::channel();
+                let replacement = replacement.clone();
+                append::switch(&self.shared, Switch { replacement, first, compacting, answer });
+                let (held, result) = answered.await.map_err(|_| FetchError::Closed)?;
+                compacting = held;
+                if !matches!(result, Err(StoreError::Busy { .. })) {
+                    break result;
+                }
+                tokio::time::sleep(BUSY_PAUSE).await;
+            };
             match result {
                 Ok(true) => {
                     done.rounds += 1;
@@ -360,18 +370,31 @@ impl Shared {
     }
 
     async fn discard_copy(&self) -> Result<(), StoreError> {
-        let (done, answered) = answer();
-        self.store.discard_copy(done);
-        answered.await.map_err(|_| self.stopped())?
+        self.unless_busy(|done| self.store.discard_copy(done)).await
     }
 
     async fn append_copy(&self, batches: Vec<Bytes>) -> Result<(), StoreError> {
         if self.inner.lock().stopped.is_some() {
             return Err(self.stopped());
         }
-        let (done, answered) = answer();
-        self.store.append_copy(batches, done);
-        answered.await.map_err(|_| self.stopped())?
+        self.unless_busy(|done| self.store.append_copy(batches.clone(), done)).await
+    }
+
+    /// Asks the store again while it is busy: under load it is so at times, and a copy of hours is
+    /// not given up for it.
+    async fn unless_busy(&self, ask: impl Fn(Done)) -> Result<(), StoreError> {
+        // Ends: with an answer other than "busy", or with the partition.
+        loop {
+            let (done, answered) = answer();
+            ask(done);
+            match answered.await.map_err(|_| self.stopped())? {
+                Err(StoreError::Busy { .. }) => tokio::time::sleep(BUSY_PAUSE).await,
+                result => return result,
+            }
+            if self.inner.lock().stopped.is_some() {
+                return Err(self.stopped());
+            }
+        }
     }
 }
 
