@@ -15,7 +15,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 use tokio::time::{Instant, Sleep};
 
 use crate::config::ProducerConfig;
@@ -49,11 +49,26 @@ struct Shared {
     partitioner: Arc<dyn Partitioner>,
     /// Bytes of records that may be sent and not answered.
     room: Arc<Semaphore>,
+    unanswered: Mutex<Unanswered>,
     /// The id that new lanes begin with.
     id: i64,
     lanes: Mutex<HashMap<u32, Arc<Lane>>>,
     /// By the number of a topic's first partition: where records without a key go.
     sticky: Mutex<HashMap<u32, Arc<AtomicU32>>>,
+}
+
+/// Which records have not been answered. Each holds the sender that was `current` when it was
+/// queued, and a flush begins another one: a channel whose senders have all gone has no record.
+struct Unanswered {
+    current: Arc<watch::Sender<()>>,
+    /// Of earlier flushes. Bounded by the records that are not answered: the others are forgotten.
+    flushed: Vec<watch::Receiver<()>>,
+}
+
+/// What a record holds until it is answered.
+struct Room {
+    _bytes: OwnedSemaphorePermit,
+    _unanswered: Arc<watch::Sender<()>>,
 }
 
 /// The records that wait for one partition.
@@ -86,8 +101,8 @@ struct Pending {
     /// Moves on when the batch leaves; for records without a key.
     sticky: Option<Arc<AtomicU32>>,
     answer: oneshot::Sender<Result<Delivered, SendError>>,
-    /// Gives the room back when the record is answered.
-    _room: OwnedSemaphorePermit,
+    /// Is given back when the record is answered.
+    _room: Room,
 }
 
 /// A batch that is on its way.
@@ -141,6 +156,7 @@ impl Queue {
             config,
             partitioner,
             room,
+            unanswered: Mutex::new(Unanswered::new()),
             id,
             lanes: Mutex::default(),
             sticky: Mutex::default(),
@@ -203,6 +219,7 @@ impl Producer {
             },
         };
         let room = room.map_err(|_| ProduceError::from(gone()))?;
+        let room = self.shared.take_room(room);
         Ok(lane.push(record, durability, sticky, room, deadline))
     }
 
@@ -225,18 +242,22 @@ impl Producer {
         let bytes = self.shared.bytes_of(&record);
         let room = Arc::clone(&self.shared.room).try_acquire_many_owned(bytes);
         let limit = self.shared.config.max_in_flight_bytes;
-        let room = room.map_err(|_| SendError::Full { limit })?;
+        let room = self.shared.take_room(room.map_err(|_| SendError::Full { limit })?);
         let deadline = self.shared.config.delivery_timeout.and_then(deadline);
         Ok(lane.push(record, durability, sticky, room, deadline))
     }
 
-    /// Waits until all records that were queued before have been answered.
+    /// Waits until all records that were queued before have been answered. Takes no room: others
+    /// are queued meanwhile.
     ///
     /// # Cancel safety
     /// Safe.
     pub async fn flush(&self) {
-        let all = u32::try_from(self.shared.config.max_in_flight_bytes).unwrap_or(u32::MAX);
-        drop(self.shared.room.acquire_many(all).await);
+        let flushed = self.shared.unanswered.lock().begin_another();
+        for mut records in flushed {
+            // Ends with the last of them: nothing is ever sent.
+            while records.changed().await.is_ok() {}
+        }
     }
 
     /// Bytes of records that have been queued and not answered.
@@ -263,6 +284,10 @@ impl Shared {
         // A record of more than all the room takes all of it, and waits until nothing else does.
         let bytes = (record.max_bytes() + PLACE_BYTES).min(self.config.max_in_flight_bytes);
         u32::try_from(bytes).unwrap_or(u32::MAX)
+    }
+
+    fn take_room(&self, bytes: OwnedSemaphorePermit) -> Room {
+        Room { _bytes: bytes, _unanswered: Arc::clone(&self.unanswered.lock().current) }
     }
 
     fn choose(
@@ -318,6 +343,20 @@ impl Shared {
     }
 }
 
+impl Unanswered {
+    fn new() -> Self {
+        Self { current: Arc::new(watch::Sender::new(())), flushed: Vec::new() }
+    }
+
+    /// Records that are queued from now on are others. Returns the channels of those before.
+    fn begin_another(&mut self) -> Vec<watch::Receiver<()>> {
+        self.flushed.push(self.current.subscribe());
+        self.current = Arc::new(watch::Sender::new(()));
+        self.flushed.retain(|records| records.has_changed().is_ok());
+        self.flushed.clone()
+    }
+}
+
 /// Leaves `hand_on`, also when the store panics.
 struct Driving<'a>(&'a Lane);
 
@@ -333,7 +372,7 @@ impl Lane {
         mut record: Record,
         durability: Durability,
         sticky: Option<Arc<AtomicU32>>,
-        room: OwnedSemaphorePermit,
+        room: Room,
         deadline: Option<Instant>,
     ) -> SendFuture {
         stamp(&mut record);

@@ -155,6 +155,33 @@ fn bytes_on_their_way_are_bounded() {
     assert_eq!(setup.topic.partition(0).expect("one").offsets(), 0..3);
 }
 
+/// A flush that took all the room as it came made every other call wait for the slowest record.
+#[test]
+fn a_flush_takes_no_room() {
+    let setup = setup(2);
+    let producer = producer(&setup, patient());
+    let enqueue = |partition| {
+        let record = Record::new("x");
+        producer.try_enqueue(&setup.topic, Some(partition), record, Durability::Synced)
+    };
+    let mut first = enqueue(0).expect("there is room");
+    let mut given_up = Box::pin(producer.flush());
+    assert!(poll(&mut given_up).is_none());
+    drop(given_up);
+    let in_flight_bytes = producer.in_flight_bytes();
+    let mut flushing = Box::pin(producer.flush());
+    assert!(poll(&mut flushing).is_none(), "the record is older than both");
+    assert_eq!(producer.in_flight_bytes(), in_flight_bytes);
+    let mut beside = enqueue(1).expect("there is room beside a flush");
+    assert!(poll(&mut flushing).is_none());
+    let mut now = 0;
+    work(&setup.journal, &mut now);
+    assert!(poll(&mut flushing).is_some());
+    assert!(poll(&mut first).is_some_and(|answer| answer.is_ok()));
+    assert!(poll(&mut beside).is_some_and(|answer| answer.is_ok()));
+    assert!(poll(&mut Box::pin(producer.flush())).is_some(), "nothing is left to wait for");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_delivery_time_out_says_whether_the_record_may_be_in_the_log() {
     let setup = setup(1);
