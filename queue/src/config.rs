@@ -108,7 +108,9 @@ pub struct Retention {
     pub max_bytes: Option<u64>,
     /// Batches whose records are all older go. As in Kafka, a batch of which a later record is
     /// younger goes only with those before it. A record without a timestamp has no age: its batch,
-    /// and what is behind it, goes by `max_bytes` only.
+    /// and what is behind it, goes by `max_bytes` only. A timestamp that is further in the future
+    /// than `max_age`, of a clock that is wrong, is none: the batch goes with the next one behind
+    /// it that is too old. All that goes is read once before it does.
     pub max_age: Option<Duration>,
 }
 

@@ -206,7 +206,7 @@ impl Queue {
                 continue;
             }
             for (number, partition) in topic.opened() {
-                let result = match partition.retention_offset(retention, now_ms) {
+                let result = match partition.retention_offset_in_task(retention, now_ms).await {
                     Ok(offset) => partition.release_before(offset).await.map(|_| ()),
                     Err(error) => Err(error),
                 };

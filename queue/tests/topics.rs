@@ -161,6 +161,55 @@ fn retention_of_each_topic_is_applied() {
     assert_eq!((offsets("young", 0), offsets("young", 1), offsets("all", 0)), (0..0, 1..2, 0..1));
 }
 
+/// Kafka has `message.timestamp.after.max.ms` for this: one record in microseconds, of the year
+/// 55,000, would keep all that is behind it for ever.
+#[test]
+fn a_timestamp_of_the_future_does_not_end_retention() {
+    let disk = CrashFiles::new(8);
+    let (journal, queue) = open(disk.mount());
+    let mut config = TopicConfig::partitions(1);
+    config.retention.max_age = Some(Duration::from_secs(1));
+    let topic = now_or_work(&journal, queue.create_topic("t", config)).expect("it is created");
+    let partition = topic.partition(0).expect("one");
+    let (second, day) = (1_000, 86_400_000);
+    for ms in [second, 1_000 * day, 2 * second, 1_000 * day, 1_000 * day, 5 * second] {
+        let batch = support::batch(&[Record::new("x").timestamp(ms)], None);
+        now_or_work(&journal, partition.append(batch, Durability::Synced)).expect("appended");
+    }
+    let kept_at = |ms| {
+        assert!(now_or_work(&journal, queue.apply_retention(ms)).is_empty());
+        partition.offsets().start
+    };
+    assert_eq!(kept_at(2 * second), 0);
+    // As old as what is behind them: the first one is, the others may be of the 5th second.
+    assert_eq!(kept_at(5 * second), 3);
+    assert_eq!(kept_at(5 * second + 500), 3);
+    assert_eq!(kept_at(7 * second), 6);
+}
+
+/// What is too old is read, which may be hours of data: heartbeats do not wait for it.
+#[test]
+fn retention_by_age_lets_other_tasks_run() {
+    let disk = CrashFiles::new(9);
+    let (journal, queue) = open(disk.mount());
+    let mut config = TopicConfig::partitions(1);
+    config.retention.max_age = Some(Duration::from_secs(1));
+    let topic = now_or_work(&journal, queue.create_topic("t", config)).expect("it is created");
+    let partition = topic.partition(0).expect("one");
+    for _ in 0..120 {
+        let record = Record::new(vec![1; 10_000]).timestamp(1_000);
+        let batch = support::batch(&[record], None);
+        now_or_work(&journal, partition.append(batch, Durability::Synced)).expect("appended");
+    }
+    let mut applying = Box::pin(queue.apply_retention(10_000));
+    for _ in 0..3 {
+        assert!(support::poll(&mut applying).is_none());
+        assert_eq!(journal.stats().pending_bytes, 0, "it is still reading");
+    }
+    assert!(now_or_work(&journal, applying).is_empty());
+    assert_eq!(partition.offsets(), 120..120);
+}
+
 #[test]
 fn a_damaged_partition_keeps_no_other_from_opening() {
     let disk = CrashFiles::new(6);

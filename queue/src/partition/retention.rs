@@ -2,11 +2,76 @@
 
 use std::sync::Arc;
 
+#[cfg(feature = "journal")]
+use super::Partition;
 use super::Shared;
+use super::generation::Generation;
 use super::read::{SCAN_BYTES, batches, no_batch};
 use crate::config::Retention;
 use crate::error::FetchError;
-use crate::format::Batch;
+
+/// A search for the first batch that its age does not let go.
+struct ByAge {
+    generation: Arc<Generation>,
+    position: u64,
+    end: u64,
+    next_offset: u64,
+    /// The batch that stays unless one behind it is too old: it says that it is of the future.
+    doubtful: Option<u64>,
+    /// What is older goes, in ms since the UNIX epoch.
+    oldest: i64,
+    /// What is younger than this is of a clock that is wrong.
+    youngest: i64,
+}
+
+impl ByAge {
+    /// Reads on. Returns the offset once it is found.
+    fn step(&mut self) -> Result<Option<u64>, FetchError> {
+        if self.position >= self.end {
+            return Ok(Some(self.doubtful.unwrap_or(self.next_offset)));
+        }
+        let batches = batches(self.generation.log(), self.position..self.end, SCAN_BYTES)?;
+        if batches.is_empty() {
+            return Err(no_batch(self.position));
+        }
+        for batch in &batches {
+            let latest = batch.header().max_timestamp;
+            if latest > self.youngest {
+                self.doubtful.get_or_insert(batch.base_offset());
+            } else if latest < 0 || latest >= self.oldest {
+                return Ok(Some(self.doubtful.unwrap_or(batch.base_offset())));
+            } else {
+                // What is before it was appended before it, and is too old as well.
+                self.doubtful = None;
+            }
+        }
+        self.position += batches.len() as u64;
+        Ok(None)
+    }
+}
+
+impl Partition {
+    /// As [`retention_offset`](Self::retention_offset), for a task: lets others run between two
+    /// reads. All that is too old is read, which may be much.
+    #[cfg(feature = "journal")]
+    pub(crate) async fn retention_offset_in_task(
+        &self,
+        retention: Retention,
+        now_ms: i64,
+    ) -> Result<u64, FetchError> {
+        let mut keep_from = self.shared.kept_by_size(retention)?;
+        if let Some(mut search) = self.shared.search_by_age(retention, now_ms) {
+            // Ends: each turn reads at least one batch, or fails.
+            keep_from = keep_from.max(loop {
+                if let Some(offset) = search.step()? {
+                    break offset;
+                }
+                tokio::task::yield_now().await;
+            });
+        }
+        Ok(keep_from)
+    }
+}
 
 impl Shared {
     pub(super) fn retention_offset(
@@ -14,42 +79,42 @@ impl Shared {
         retention: Retention,
         now_ms: i64,
     ) -> Result<u64, FetchError> {
-        let mut keep_from = self.inner.lock().state.start_offset;
-        if let Some(age) = retention.max_age {
-            let age = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
-            let oldest = now_ms.saturating_sub(age);
-            keep_from = keep_from.max(self.offset_by_age(oldest)?);
-        }
-        if let Some(max_bytes) = retention.max_bytes {
-            keep_from = keep_from.max(self.offset_by_size(max_bytes)?);
+        let mut keep_from = self.kept_by_size(retention)?;
+        if let Some(mut search) = self.search_by_age(retention, now_ms) {
+            // Ends: each turn reads at least one batch, or fails.
+            keep_from = keep_from.max(loop {
+                if let Some(offset) = search.step()? {
+                    break offset;
+                }
+            });
         }
         Ok(keep_from)
     }
 
-    /// The first batch that is not older than `oldest`. A batch without a timestamp has no age: it
-    /// stays until it goes by size.
-    fn offset_by_age(&self, oldest: i64) -> Result<u64, FetchError> {
-        let (generation, mut position, end, next_offset) = {
-            let inner = self.inner.lock();
-            let (generation, state) = (Arc::clone(&inner.generation), &inner.state);
-            (generation, state.first_position, state.next_position, state.next_offset)
-        };
-        let stays = |batch: &&Batch| {
-            let latest = batch.header().max_timestamp;
-            latest < 0 || latest >= oldest
-        };
-        // Ends: each round reads at least one batch, or fails.
-        while position < end {
-            let batches = batches(generation.log(), position..end, SCAN_BYTES)?;
-            if let Some(batch) = batches.iter().find(stays) {
-                return Ok(batch.base_offset());
-            }
-            if batches.is_empty() {
-                return Err(no_batch(position));
-            }
-            position += batches.len() as u64;
+    /// The first offset that is kept whatever its age.
+    fn kept_by_size(&self, retention: Retention) -> Result<u64, FetchError> {
+        let start_offset = self.inner.lock().state.start_offset;
+        match retention.max_bytes {
+            Some(max_bytes) => Ok(start_offset.max(self.offset_by_size(max_bytes)?)),
+            None => Ok(start_offset),
         }
-        Ok(next_offset)
+    }
+
+    /// The first batch that is not older than `max_age`. A batch without a timestamp has no age: it
+    /// stays until it goes by size. One that is further in the future than `max_age` is as old as
+    /// what was appended behind it.
+    fn search_by_age(&self, retention: Retention, now_ms: i64) -> Option<ByAge> {
+        let age = i64::try_from(retention.max_age?.as_millis()).unwrap_or(i64::MAX);
+        let inner = self.inner.lock();
+        Some(ByAge {
+            generation: Arc::clone(&inner.generation),
+            position: inner.state.first_position,
+            end: inner.state.next_position,
+            next_offset: inner.state.next_offset,
+            doubtful: None,
+            oldest: now_ms.saturating_sub(age),
+            youngest: now_ms.saturating_add(age),
+        })
     }
 
     /// The first offset behind the oldest extents without which `max_bytes` are left.
