@@ -4,6 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use voussoir_queue::backend::jetstream::async_nats;
 use voussoir_queue::backend::jetstream::async_nats::jetstream::{self, stream};
@@ -24,6 +28,138 @@ async fn backend(test: &str, change: impl FnOnce(&mut JetStreamConfig)) -> Arc<d
     config.prefix = format!("{test}-{}", std::process::id());
     change(&mut config);
     Arc::new(JetStream::new(client().await, config).expect("a valid configuration"))
+}
+
+/// Between the back end and the server.
+struct Proxy {
+    port: u16,
+    /// What the server says is dropped, and the connection is cut when this ends.
+    swallows: watch::Sender<bool>,
+    /// Nobody is connected, and nobody can connect.
+    is_down: watch::Sender<bool>,
+}
+
+impl Proxy {
+    async fn new() -> Self {
+        let url = std::env::var("NATS_URL").expect("NATS_URL is set by `cargo xtask test`");
+        let server = url.rsplit('/').next().expect("an address").to_owned();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let port = listener.local_addr().expect("it is bound").port();
+        let (swallows, is_down) = (watch::Sender::new(false), watch::Sender::new(false));
+        let (swallowed, down) = (swallows.subscribe(), is_down.subscribe());
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                if *down.borrow() {
+                    continue;
+                }
+                let server = TcpStream::connect(&server).await.expect("the server answers");
+                tokio::spawn(carry(client, server, swallowed.clone(), down.clone()));
+            }
+        });
+        Self { port, swallows, is_down }
+    }
+
+    async fn backend(
+        &self,
+        test: &str,
+        change: impl FnOnce(&mut JetStreamConfig),
+    ) -> Arc<dyn Backend> {
+        let client = async_nats::connect(format!("127.0.0.1:{}", self.port)).await;
+        let mut config = JetStreamConfig::default();
+        config.prefix = format!("{test}-{}", std::process::id());
+        change(&mut config);
+        Arc::new(JetStream::new(client.expect("it is there"), config).expect("a valid one"))
+    }
+}
+
+async fn carry(
+    client: TcpStream,
+    server: TcpStream,
+    mut swallows: watch::Receiver<bool>,
+    mut is_down: watch::Receiver<bool>,
+) {
+    let ((mut from_client, mut to_client), (mut from_server, mut to_server)) =
+        (client.into_split(), server.into_split());
+    let up = async move { tokio::io::copy(&mut from_client, &mut to_server).await.map(|_| ()) };
+    let told = swallows.clone();
+    let down = async move {
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            let read = from_server.read(&mut buffer).await?;
+            if read == 0 {
+                return Ok::<(), std::io::Error>(());
+            }
+            if !*told.borrow() {
+                to_client.write_all(&buffer[..read]).await?;
+            }
+        }
+    };
+    let swallowed = async {
+        let _ = swallows.wait_for(|swallows| *swallows).await;
+        let _ = swallows.wait_for(|swallows| !*swallows).await;
+    };
+    tokio::select! {
+        _ = up => {}
+        _ = down => {}
+        () = swallowed => {}
+        _ = is_down.wait_for(|is_down| *is_down) => {}
+    }
+}
+
+/// The answers to a call are lost, and then the connection. The records are sent again when the
+/// time of one request is over, and not when those of all are, one after the other.
+#[tokio::test]
+#[ignore = "needs nats"]
+async fn lost_answers_are_asked_for_again_together() {
+    let proxy = Proxy::new().await;
+    let backend = proxy.backend("lost", |config| config.request_timeout = Duration::from_secs(1));
+    let backend = backend.await;
+    backend.create_topic("t", 1).await.expect("a topic");
+    let producer = backend.producer().await.expect("a producer");
+    producer.send_one("t", Record::new("first")).await.expect("it is stored");
+    proxy.swallows.send_replace(true);
+    let began = Instant::now();
+    let records: Vec<Record> = (0..50).map(|at: u32| Record::new(at.to_string())).collect();
+    let sender = Arc::clone(&producer);
+    let sending = tokio::spawn(async move { sender.send("t", records).await });
+    sleep(500 * MS).await;
+    proxy.swallows.send_replace(false);
+    let answers = sending.await.expect("it ends");
+    // One after the other they would take 50 s.
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    let offsets: Vec<u64> =
+        answers.into_iter().map(|answer| answer.expect("sent").offset).collect();
+    assert_eq!(offsets, (2..52).collect::<Vec<u64>>(), "each is stored once, in order");
+}
+
+/// No call takes longer than `delivery_timeout`, also when the answers never come.
+#[tokio::test]
+#[ignore = "needs nats"]
+async fn a_full_producer_says_so_in_time() {
+    let proxy = Proxy::new().await;
+    let backend = proxy.backend("full", |config| {
+        config.delivery_timeout = Duration::from_secs(2);
+        config.request_timeout = Duration::from_secs(2);
+    });
+    let backend = backend.await;
+    backend.create_topic("t", 1).await.expect("a topic");
+    let producer = backend.producer().await.expect("a producer");
+    producer.send_one("t", Record::new("first")).await.expect("it is stored");
+    proxy.swallows.send_replace(true);
+    let mut sending = JoinSet::new();
+    // More than the producer has on its way at once.
+    for _ in 0..12 {
+        let producer = Arc::clone(&producer);
+        sending.spawn(async move {
+            let began = Instant::now();
+            let records = (0..512).map(|at: u32| Record::new(at.to_string())).collect();
+            (producer.send("t", records).await, began.elapsed())
+        });
+    }
+    for (answers, took) in sending.join_all().await {
+        assert!(took < Duration::from_secs(3), "{took:?}");
+        assert!(answers.iter().all(Result::is_err));
+    }
 }
 
 #[tokio::test]

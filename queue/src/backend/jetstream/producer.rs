@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::error::Error;
 use std::fmt;
+use std::future::IntoFuture;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use async_nats::HeaderMap;
@@ -11,9 +12,10 @@ use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::{Error as ServerError, ErrorCode};
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
-use tokio::time::{Duration, Instant, sleep_until};
+use tokio::time::{Duration, Instant, sleep_until, timeout_at};
 
 use super::{JetStream, MAX_IN_FLIGHT, wire};
 use crate::backend::{BackendError, Position, Producer};
@@ -105,24 +107,27 @@ impl JetStreamProducer {
         self.backend.shared.context.send_publish(pending.subject.clone(), message).await
     }
 
-    /// Publishes all that are not answered, in order, and waits for the answers.
-    async fn round(&self, waiting: &[Pending]) -> Vec<Attempt> {
+    /// Publishes all that are not answered, in order, and waits for the answers: for all at once,
+    /// since the time of each begins when it is waited for.
+    async fn round(&self, waiting: &[Pending], deadline: Instant) -> Vec<Attempt> {
         let mut sent = Vec::with_capacity(waiting.len());
         for pending in waiting {
-            sent.push(self.publish(pending).await);
+            sent.push(timeout_at(deadline, self.publish(pending)).await);
         }
-        let mut attempts = Vec::with_capacity(sent.len());
-        for sent in sent {
+        let late = || Attempt::Unclear("delivery_timeout is over".to_owned());
+        join_all(sent.into_iter().map(|sent| async move {
             let answer = match sent {
-                Ok(future) => future.await,
-                Err(error) => Err(error),
+                Ok(Ok(future)) => timeout_at(deadline, future.into_future()).await,
+                Ok(Err(error)) => Ok(Err(error)),
+                Err(elapsed) => Err(elapsed),
             };
-            attempts.push(match answer {
-                Ok(ack) => Attempt::Stored(ack.sequence),
-                Err(error) => attempt(&error),
-            });
-        }
-        attempts
+            match answer {
+                Ok(Ok(ack)) => Attempt::Stored(ack.sequence),
+                Ok(Err(error)) => attempt(&error),
+                Err(_elapsed) => late(),
+            }
+        }))
+        .await
     }
 
     /// Sends at most [`ROUND`] records, each until it is answered or the time is over.
@@ -134,11 +139,17 @@ impl JetStreamProducer {
     ) {
         // All at once: two calls that each hold a part and wait for the rest would wait for ever.
         let permits = u32::try_from(waiting.len()).unwrap_or(u32::MAX);
-        let _room = self.in_flight.acquire_many(permits).await;
         let deadline = Instant::now() + self.backend.shared.config.delivery_timeout;
+        let Ok(_room) = timeout_at(deadline, self.in_flight.acquire_many(permits)).await else {
+            for pending in waiting {
+                let why = "earlier records wait for their answers".to_owned();
+                answers[pending.at] = Some(Err(BackendError::Unavailable { why }));
+            }
+            return;
+        };
         // Ends: at the deadline, or when all are answered.
         loop {
-            let attempts = self.round(&waiting).await;
+            let attempts = self.round(&waiting, deadline).await;
             let (mut again, mut has_no_stream) = (Vec::new(), false);
             for (mut pending, attempt) in waiting.into_iter().zip(attempts) {
                 let why = match attempt {
