@@ -132,6 +132,40 @@ async fn lost_answers_are_asked_for_again_together() {
     assert_eq!(offsets, (2..52).collect::<Vec<u64>>(), "each is stored once, in order");
 }
 
+/// The server has stored the record and forgotten its id when the connection is back: what the
+/// client had parked meanwhile would be stored once more, and nobody had asked for it.
+#[tokio::test]
+#[ignore = "needs nats"]
+async fn nothing_is_parked_until_its_id_is_forgotten() {
+    let proxy = Proxy::new().await;
+    let backend = proxy.backend("parked", |config| {
+        config.duplicate_window = Duration::from_secs(3);
+        config.delivery_timeout = Duration::from_secs(2);
+        config.request_timeout = 500 * MS;
+    });
+    let backend = backend.await;
+    backend.create_topic("t", 1).await.expect("a topic");
+    let producer = backend.producer().await.expect("a producer");
+    producer.send_one("t", Record::new("first")).await.expect("it is stored");
+    proxy.swallows.send_replace(true);
+    let sender = Arc::clone(&producer);
+    let sending = tokio::spawn(async move { sender.send_one("t", Record::new("lost")).await });
+    sleep(200 * MS).await;
+    proxy.is_down.send_replace(true);
+    proxy.swallows.send_replace(false);
+    let error = sending.await.expect("it ends").expect_err("nobody answers");
+    assert_eq!(error.outcome(), Outcome::Unknown, "{error}");
+    sleep(Duration::from_secs(4)).await;
+    proxy.is_down.send_replace(false);
+    let mut offset = Err(error);
+    for _ in 0..10 {
+        if offset.is_err() {
+            offset = producer.send_one("t", Record::new("last")).await.map(|sent| sent.offset);
+        }
+    }
+    assert_eq!(offset, Ok(3), "one record was lost from sight, and is stored once");
+}
+
 /// No call takes longer than `delivery_timeout`, also when the answers never come.
 #[tokio::test]
 #[ignore = "needs nats"]

@@ -1,4 +1,9 @@
 //! A producer: publishes with an id, and publishes again with the same id until it is answered.
+//!
+//! Only while the client is connected: what is published before it has connected again is parked in
+//! the client, and would be stored whenever it has, also when the server has forgotten the id. What
+//! was handed to the client just before it noticed that the connection is lost is parked still: one
+//! attempt, which is a second record if the connection stays away for `duplicate_window`.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -7,6 +12,7 @@ use std::future::IntoFuture;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use async_nats::HeaderMap;
+use async_nats::connection::State;
 use async_nats::jetstream::context::{PublishAckFuture, PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::{Error as ServerError, ErrorCode};
@@ -110,12 +116,18 @@ impl JetStreamProducer {
     /// Publishes all that are not answered, in order, and waits for the answers: for all at once,
     /// since the time of each begins when it is waited for.
     async fn round(&self, waiting: &[Pending], deadline: Instant) -> Vec<Attempt> {
-        let mut sent = Vec::with_capacity(waiting.len());
+        let (mut sent, mut unsent) = (Vec::with_capacity(waiting.len()), Vec::new());
         for pending in waiting {
+            // None behind one that is not published: the order of a key is that of the call.
+            let state = self.backend.shared.client.connection_state();
+            if !unsent.is_empty() || state != State::Connected {
+                unsent.push(Attempt::Again(format!("the connection is {state:?}")));
+                continue;
+            }
             sent.push(timeout_at(deadline, self.publish(pending)).await);
         }
         let late = || Attempt::Unclear("delivery_timeout is over".to_owned());
-        join_all(sent.into_iter().map(|sent| async move {
+        let answered = join_all(sent.into_iter().map(|sent| async move {
             let answer = match sent {
                 Ok(Ok(future)) => timeout_at(deadline, future.into_future()).await,
                 Ok(Err(error)) => Ok(Err(error)),
@@ -126,8 +138,10 @@ impl JetStreamProducer {
                 Ok(Err(error)) => attempt(&error),
                 Err(_elapsed) => late(),
             }
-        }))
-        .await
+        }));
+        let mut all = answered.await;
+        all.append(&mut unsent);
+        all
     }
 
     /// Sends at most [`ROUND`] records, each until it is answered or the time is over.
