@@ -368,6 +368,31 @@ async fn messages_of_other_programs_are_records() {
     assert!(read.record.timestamp > 1_700_000_000_000, "the time at which it was stored");
 }
 
+/// A message that the server had delivered while the member was at work, and that lay in its client
+/// since, is not younger because it is looked at now.
+#[tokio::test]
+#[ignore = "needs nats"]
+async fn the_time_of_a_message_does_not_begin_when_it_is_looked_at() {
+    let backend = backend("buffer", |config| config.max_unacknowledged = 1).await;
+    backend.create_topic("t", 1).await.expect("a topic");
+    let producer = backend.producer().await.expect("a producer");
+    let records = vec![Record::new("1"), Record::new("2")];
+    assert!(producer.send("t", records).await.iter().all(Result::is_ok));
+    let mut subscription = Subscription::new("g", ["t"]);
+    subscription.processing_timeout = Duration::from_secs(2);
+    let mut first = backend.consumer(subscription.clone()).await.expect("a member");
+    assert_eq!(first.poll(Duration::from_secs(5)).await.expect("it works").len(), 1);
+    let mut slow = backend.consumer(subscription).await.expect("a member");
+    assert!(slow.poll(300 * MS).await.expect("it works").is_empty(), "the group has its record");
+    first.commit().await.expect("it is committed");
+    // The server gives the second record to the request that the slow member has left there.
+    sleep(1_400 * MS).await;
+    assert_eq!(slow.poll(Duration::from_secs(5)).await.expect("it works").len(), 1);
+    sleep(1_000 * MS).await;
+    let error = slow.commit().await.expect_err("the server has taken it back by now");
+    assert!(matches!(error, BackendError::Lost { .. }), "{error}");
+}
+
 /// A member that took too long says so, rather than to settle what another one has.
 #[tokio::test]
 #[ignore = "needs nats"]

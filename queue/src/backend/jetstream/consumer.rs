@@ -37,14 +37,15 @@ pub(super) struct Source {
     /// A request for what is there, and when it was made. It is here beyond a poll when it is held
     /// back: messages that come meanwhile are returned by the next poll.
     fetch: Option<(Batch, Instant)>,
-    /// A request for one message, which the server keeps until there is one.
-    wait: Option<Batch>,
+    /// A request for one message, which the server keeps until there is one, and when it was made.
+    wait: Option<(Batch, Instant)>,
 }
 
 /// A message that was received and not committed.
 struct Held {
     source: usize,
     message: Message,
+    /// The server had not delivered it before: its time for the message began then or later.
     received: Instant,
 }
 
@@ -58,6 +59,11 @@ pub(super) struct JetStreamConsumer {
     polled: Vec<Held>,
     /// The source that the next poll begins with.
     turn: usize,
+    /// When the present poll began, or the last one.
+    began: Instant,
+    /// When the last poll before it that was not dropped ended. Messages of older requests may have
+    /// come since.
+    ended: Instant,
 }
 
 impl Source {
@@ -73,7 +79,8 @@ impl JetStreamConsumer {
         sources: Vec<Source>,
     ) -> Self {
         let (ready, polled) = (VecDeque::new(), Vec::new());
-        Self { backend, subscription, sources, ready, polled, turn: 0 }
+        let now = Instant::now();
+        Self { backend, subscription, sources, ready, polled, turn: 0, began: now, ended: now }
     }
 
     /// Takes what is there now from the sources in turn, up to the size of a poll.
@@ -95,9 +102,10 @@ impl JetStreamConsumer {
                 source.fetch = Some((request.await.map_err(unavailable)?, Instant::now()));
             }
             // Ends: with the answer, or with silence.
-            while let Some((fetch, _)) = &mut self.sources[at].fetch {
+            while let Some((fetch, since)) = &mut self.sources[at].fetch {
+                let since = *since;
                 match timeout(silence, fetch.next()).await {
-                    Ok(Some(Ok(message))) => self.hold(at, message),
+                    Ok(Some(Ok(message))) => self.hold(at, message, since),
                     Ok(None) => self.sources[at].fetch = None,
                     Ok(Some(Err(error))) => {
                         self.sources[at].fetch = None;
@@ -110,8 +118,10 @@ impl JetStreamConsumer {
         Ok(())
     }
 
-    fn hold(&mut self, source: usize, message: Message) {
-        self.ready.push_back(Held { source, message, received: Instant::now() });
+    /// `since`: when the request was made that the message answers.
+    fn hold(&mut self, source: usize, message: Message, since: Instant) {
+        let received = if since < self.began { self.ended.max(since) } else { Instant::now() };
+        self.ready.push_back(Held { source, message, received });
     }
 
     /// Waits until one of the sources has a message, and takes it.
@@ -122,7 +132,7 @@ impl JetStreamConsumer {
                 // The server takes no shorter one.
                 let expires = left.clamp(Duration::from_millis(10), REQUEST);
                 let request = source.consumer.batch().max_messages(1).expires(expires).messages();
-                source.wait = Some(request.await.map_err(unavailable)?);
+                source.wait = Some((request.await.map_err(unavailable)?, Instant::now()));
             }
         }
         let sources = &mut self.sources;
@@ -130,8 +140,8 @@ impl JetStreamConsumer {
         match next.await {
             // The time is over, or a request is, which the caller makes again.
             Err(_) | Ok((_, None)) => Ok(()),
-            Ok((at, Some(Ok(message)))) => {
-                self.hold(at, message);
+            Ok((at, Some(Ok((message, since))))) => {
+                self.hold(at, message, since);
                 Ok(())
             }
             Ok((_, Some(Err(error)))) => Err(unavailable(error)),
@@ -189,22 +199,24 @@ impl JetStreamConsumer {
 fn poll_any(
     sources: &mut [Source],
     context: &mut Context<'_>,
-) -> Poll<(usize, Option<Result<Message, async_nats::Error>>)> {
+) -> Poll<(usize, Option<Result<(Message, Instant), async_nats::Error>>)> {
     for (at, source) in sources.iter_mut().enumerate() {
-        if let Some((fetch, _)) = &mut source.fetch
+        if let Some((fetch, since)) = &mut source.fetch
             && let Poll::Ready(next) = Pin::new(fetch).poll_next(context)
         {
+            let since = *since;
             if !matches!(next, Some(Ok(_))) {
                 source.fetch = None;
             }
-            return Poll::Ready((at, next));
+            return Poll::Ready((at, next.map(|next| next.map(|message| (message, since)))));
         }
-        if let Some(wait) = &mut source.wait
+        if let Some((wait, since)) = &mut source.wait
             && let Poll::Ready(next) = Pin::new(wait).poll_next(context)
         {
+            let since = *since;
             // One message is all that was asked for.
             source.wait = None;
-            return Poll::Ready((at, next));
+            return Poll::Ready((at, next.map(|next| next.map(|message| (message, since)))));
         }
     }
     Poll::Pending
@@ -222,13 +234,15 @@ fn unavailable(error: impl fmt::Display) -> BackendError {
 impl Consumer for JetStreamConsumer {
     async fn poll(&mut self, max_wait: Duration) -> Result<Vec<Received>, BackendError> {
         let far = Duration::from_secs(86_400);
-        let deadline = Instant::now() + max_wait.min(far);
+        self.began = Instant::now();
+        let deadline = self.began + max_wait.min(far);
         // Ends: at the deadline, or with a message.
         loop {
             let fetched = self.fetch().await;
             if self.ready.is_empty() {
                 fetched?;
                 if deadline <= Instant::now() {
+                    self.ended = Instant::now();
                     return match self.backend.shared.client.connection_state() {
                         State::Connected => Ok(Vec::new()),
                         state => Err(unavailable(format!("the connection is {state:?}"))),
@@ -240,6 +254,7 @@ impl Consumer for JetStreamConsumer {
                 break;
             }
         }
+        self.ended = Instant::now();
         let count = self.ready.len().min(self.subscription.max_poll_records);
         let taken: Vec<Held> = self.ready.drain(..count).collect();
         let received = taken.iter().map(|held| self.received(held)).collect();
