@@ -21,7 +21,10 @@ pub use memory::MemoryPartition;
 /// What a store may add to each batch and snapshot of a write, in bytes.
 pub const BATCH_OVERHEAD_BYTES: usize = 128;
 
-/// How durable a write is before it is acknowledged.
+/// How durable a write is before it is acknowledged. Not how soon: in a journal a write waits for
+/// those that were submitted before it, of any partition, and for their syncs; small writes of
+/// several partitions that wait leave in one commit, which is as durable as the most demanding of
+/// them. What must not wait for the syncs of others has a journal of its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Durability {
     /// Accepted into memory: lost when the process or the machine crashes.
