@@ -211,11 +211,16 @@ impl Node {
             let is_refused = refused.contains(&at);
             at += 1;
             if is_refused {
-                self.warn_left(&self.shared.collected.refused, key, "a replica refuses it");
+                self.count_refused(key);
             }
             !is_refused
         });
         Ok(held)
+    }
+
+    /// Counts a tombstone that a replica refuses.
+    pub(crate) fn count_refused(&self, key: &Bytes) {
+        self.warn_left(&self.shared.collected.refused, key, "a replica refuses it");
     }
 
     /// Counts a tombstone that is left where it is, and says so the first, second, fourth time and

@@ -13,7 +13,7 @@
 //! send to a region, or hear one, that this collection does not know of. A region that does not
 //! answer holds the collection up, and tombstones stay in all regions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -106,7 +106,10 @@ impl Region {
             return Ok(None);
         }
         let targets = self.targets(&wide).await?;
-        self.hold_everywhere(&wide, &targets, &tombstones).await?;
+        let tombstones = self.hold_everywhere(&wide, &targets, tombstones).await?;
+        if tombstones.is_empty() {
+            return Ok(Some(0));
+        }
         // Read now that all hold them: what is in these epochs or before may not know of it.
         let mut epochs = BTreeMap::new();
         for target in &targets {
@@ -118,7 +121,7 @@ impl Region {
                 self.raise(&wide, *target, epochs[&target.region] + ahead).await?;
             }
         }
-        self.hold_everywhere(&wide, &targets, &tombstones).await?;
+        let tombstones = self.hold_everywhere(&wide, &targets, tombstones).await?;
         let dropped = self.forget_everywhere(&wide, &targets, &epochs, &tombstones).await;
         self.shared.node.count_collected(dropped);
         // Each was sent to every replica three times.
@@ -157,36 +160,78 @@ impl Region {
         }
     }
 
-    /// Asks every replica to hold the tombstones, all replicas at once.
+    /// Asks every replica to hold the tombstones, all replicas at once. Returns those that every one
+    /// holds: one that is refused is left where it is, and holds up no other.
     async fn hold_everywhere(
         &self,
         wide: &Arc<dyn Link>,
         targets: &[Target],
-        tombstones: &Arc<Vec<Tombstone>>,
-    ) -> Result<(), RegionCollectError> {
+        tombstones: Arc<Vec<Tombstone>>,
+    ) -> Result<Arc<Vec<Tombstone>>, RegionCollectError> {
         let floors: Floors = targets.iter().map(|of| (of.region, of.membership)).collect();
-        let mut held = JoinSet::new();
+        let mut asked = JoinSet::new();
         for target in targets.iter().copied() {
-            let (region, wide) = (self.clone(), Arc::clone(wide));
-            let (floors, tombstones) = (floors.clone(), Arc::clone(tombstones));
-            held.spawn(async move {
-                for chunk in tombstones.chunks(MAX_TOMBSTONES) {
-                    let (membership, tombstones) = (target.membership, chunk.to_vec());
-                    let question =
-                        Question::Hold { membership, floors: floors.clone(), tombstones };
-                    match region.ask_target(&wide, target, question).await {
-                        Some(Answer::Epoch { .. }) => {}
-                        _ => return Err(target.unacknowledged()),
-                    }
-                }
-                Ok(())
-            });
+            let (region, wide, floors) = (self.clone(), Arc::clone(wide), floors.clone());
+            let tombstones = Arc::clone(&tombstones);
+            asked.spawn(async move { region.hold_at(&wide, target, &floors, &tombstones).await });
         }
+        let mut refused = BTreeSet::new();
         // Ends: each turn takes one of them.
-        while let Some(answered) = held.join_next().await {
-            answered.map_err(|_| RegionCollectError::NotWhole)??;
+        while let Some(answered) = asked.join_next().await {
+            refused.extend(answered.map_err(|_| RegionCollectError::NotWhole)??);
         }
-        Ok(())
+        if refused.is_empty() {
+            return Ok(tombstones);
+        }
+        for key in &refused {
+            self.shared.node.count_refused(key);
+        }
+        let held = tombstones.iter().filter(|(key, _)| !refused.contains(key));
+        Ok(Arc::new(held.cloned().collect()))
+    }
+
+    /// Asks one replica to hold the tombstones. Returns the keys that it refuses.
+    async fn hold_at(
+        &self,
+        wide: &Arc<dyn Link>,
+        target: Target,
+        floors: &Floors,
+        tombstones: &[Tombstone],
+    ) -> Result<Vec<Bytes>, RegionCollectError> {
+        let mut refused = Vec::new();
+        for chunk in tombstones.chunks(MAX_TOMBSTONES) {
+            if self.holds(wide, target, floors, chunk).await? {
+                continue;
+            }
+            // It holds nothing now, or does not hold one of them: which one is not said.
+            if !self.holds(wide, target, floors, &[]).await? {
+                return Err(target.unacknowledged());
+            }
+            for tombstone in chunk {
+                let one = std::slice::from_ref(tombstone);
+                if !self.holds(wide, target, floors, one).await? {
+                    refused.push(tombstone.0.clone());
+                }
+            }
+        }
+        Ok(refused)
+    }
+
+    /// Whether a replica holds all of the tombstones, once it was asked to.
+    async fn holds(
+        &self,
+        wide: &Arc<dyn Link>,
+        target: Target,
+        floors: &Floors,
+        tombstones: &[Tombstone],
+    ) -> Result<bool, RegionCollectError> {
+        let (membership, floors) = (target.membership, floors.clone());
+        let question = Question::Hold { membership, floors, tombstones: tombstones.to_vec() };
+        match self.ask_target(wide, target, question).await {
+            Some(Answer::Epoch { .. }) => Ok(true),
+            Some(Answer::Later) => Ok(false),
+            _ => Err(target.unacknowledged()),
+        }
     }
 
     /// Drops the tombstones at every replica, and says how many each one was told to drop in time.
