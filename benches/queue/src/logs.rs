@@ -95,7 +95,7 @@ pub fn raft_engine_threads(folder: &Path) -> f64 {
 }
 
 /// Seconds of all processors that this process has used.
-fn processor_seconds() -> f64 {
+pub fn processor_seconds() -> f64 {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
@@ -237,7 +237,7 @@ pub async fn reads(subjects: &Subjects, report: &mut Report, bars: &mut Bars) {
         let seen = [
             time_calls(|at| {
                 let offset = at % READ_BATCHES * RECORDS as u64;
-                let fetched = partition.fetch(offset, 1).expect("it can be read");
+                let fetched = partition.fetch(offset, 64 << 10).expect("it can be read");
                 assert_eq!(fetched.next_offset, offset + RECORDS as u64);
             }),
             time_calls(|at| {

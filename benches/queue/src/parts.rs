@@ -8,6 +8,7 @@ use voussoir_queue::backend::{Backend, Embedded, Subscription};
 use voussoir_queue::{ProducerConfig, Record, Topic};
 
 use crate::bars::{Bars, Side};
+use crate::logs::processor_seconds;
 use crate::report::Report;
 use crate::subjects::{Sender, Subjects};
 use crate::{figure, median};
@@ -60,10 +61,10 @@ pub async fn batches(subjects: &Subjects, report: &mut Report, bars: &mut Bars) 
     }
 }
 
-/// us for each of the records that tasks send, one at a time each.
+/// us for each of the records that tasks send, one at a time each, and their number.
 async fn together<F: Future<Output = ()> + Send + 'static>(
     send: impl Fn(usize) -> F + Clone + Send + 'static,
-) -> f64 {
+) -> (f64, u32) {
     let (mut tasks, start) = (JoinSet::new(), Instant::now());
     for task in 0..PRODUCERS {
         let send = send.clone();
@@ -81,11 +82,11 @@ async fn together<F: Future<Output = ()> + Send + 'static>(
     while let Some(ended) = tasks.join_next().await {
         done += ended.expect("a task");
     }
-    start.elapsed().as_secs_f64() * 1e6 / f64::from(done)
+    (start.elapsed().as_secs_f64() * 1e6 / f64::from(done), done)
 }
 
-/// us for each record of 64 tasks that send by one producer to a topic.
-async fn by_producer(subjects: &Subjects, topic: &Topic) -> f64 {
+/// us for each record of 64 tasks that send by one producer to a topic, and their number.
+async fn by_producer(subjects: &Subjects, topic: &Topic) -> (f64, u32) {
     let producer = subjects.queue.producer(ProducerConfig::default()).await.expect("a producer");
     let topic = topic.clone();
     together(move |task| {
@@ -105,7 +106,7 @@ pub async fn producers(subjects: &Subjects, report: &mut Report, bars: &mut Bars
     let mut rounds = vec![Vec::new(); 5];
     let mut names = Vec::new();
     for round in 0..=ROUNDS {
-        let mut seen = vec![by_producer(subjects, &topic).await];
+        let mut seen = vec![by_producer(subjects, &topic).await.0];
         let folder = subjects.folder().join(format!("raft-engine-{round}"));
         let threads = move || crate::logs::raft_engine_threads(&folder);
         seen.push(tokio::task::spawn_blocking(threads).await.expect("no panic"));
@@ -118,7 +119,8 @@ pub async fn producers(subjects: &Subjects, report: &mut Report, bars: &mut Bars
                     let sent = (send.lock().expect("no panic"))();
                     async move { sent.await }
                 })
-                .await,
+                .await
+                .0,
             );
             names.push(name);
         }
@@ -140,21 +142,51 @@ pub async fn producers(subjects: &Subjects, report: &mut Report, bars: &mut Bars
     }
 }
 
+/// What 64 tasks cost that send by one producer.
+#[derive(Default)]
+struct Costs {
+    us: Vec<f64>,
+    /// us of all processors for each record.
+    cpu_us: Vec<f64>,
+    records_a_sync: Vec<f64>,
+    bytes_a_sync: Vec<f64>,
+}
+
+impl Costs {
+    async fn measure(&mut self, subjects: &Subjects, topic: &Topic, counts: bool) {
+        let (before, processors) = (subjects.stats(), processor_seconds());
+        let (us, records) = by_producer(subjects, topic).await;
+        let (stats, processors) = (subjects.stats(), processor_seconds() - processors);
+        let syncs = (stats.syncs - before.syncs).max(1) as f64;
+        let bytes = stats.bytes_written - before.bytes_written;
+        if counts {
+            self.us.push(us);
+            self.cpu_us.push(processors * 1e6 / f64::from(records));
+            self.records_a_sync.push(f64::from(records) / syncs);
+            self.bytes_a_sync.push(bytes as f64 / syncs);
+        }
+    }
+}
+
 pub async fn partitions(subjects: &Subjects, report: &mut Report, bars: &mut Bars) {
     let one = subjects.topic("one-partition", 1).await;
     let many = subjects.topic("partitions", 1_000).await;
-    let (mut of_one, mut of_many) = (Vec::new(), Vec::new());
+    let (mut of_one, mut of_many) = (Costs::default(), Costs::default());
     for round in 0..=ROUNDS {
-        let (one, many) = (by_producer(subjects, &one).await, by_producer(subjects, &many).await);
-        if round > 0 {
-            of_one.push(one);
-            of_many.push(many);
-        }
+        of_one.measure(subjects, &one, round > 0).await;
+        of_many.measure(subjects, &many, round > 0).await;
     }
-    let name = "a record of 100 B, 64 producers, 1,000 partitions";
-    report.beside(name, figure(of_many.clone()), "one partition", figure(of_one.clone()), "us");
+    let rows = [
+        ("1,000 partitions, 64 producers, a record", &of_many.us, &of_one.us, "us"),
+        ("... processor time for a record", &of_many.cpu_us, &of_one.cpu_us, "us"),
+        ("... records for each sync", &of_many.records_a_sync, &of_one.records_a_sync, ""),
+        ("... bytes for each sync", &of_many.bytes_a_sync, &of_one.bytes_a_sync, ""),
+    ];
+    for (name, many, one, unit) in rows {
+        report.beside(name, figure(many.clone()), "one partition", figure(one.clone()), unit);
+    }
     let name = "1,000 partitions to one";
-    bars.add_ratio(name, &of_one, &of_many, Side::AtLeast, 0.9);
+    bars.add_ratio(name, &of_one.us, &of_many.us, Side::AtLeast, 0.9);
 }
 
 /// Times from the call of `send` to the return of the poll that has the record, in us.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use tempfile::TempDir;
-use voussoir_journal::{Commit, Config, Journal, Log};
+use voussoir_journal::{Commit, Config, Journal, Log, Stats};
 use voussoir_queue::backend::jetstream::async_nats::{self, jetstream};
 use voussoir_queue::backend::jetstream::{JetStream, JetStreamConfig};
 use voussoir_queue::{
@@ -26,6 +26,8 @@ pub type Sent = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub struct Subjects {
     folder: TempDir,
     bare: Journal,
+    /// The journal of `queue`.
+    journal: Journal,
     pub queue: Queue,
     redis: Option<Redis>,
     nats: Option<async_nats::Client>,
@@ -39,7 +41,8 @@ impl Subjects {
             config.max_bytes = 8 << 30;
             Journal::open(folder.path().join(name), config).expect("a journal")
         };
-        let queue = Queue::open(&journal("queue"), "bench", QueueConfig::default());
+        let ours = journal("queue");
+        let queue = Queue::open(&ours, "bench", QueueConfig::default());
         let redis = match std::env::var("REDIS_URL") {
             Ok(url) => Some(Redis::connect(&url).await),
             Err(_) => None,
@@ -54,7 +57,12 @@ impl Subjects {
             }
         }
         let (bare, queue) = (journal("bare"), queue.expect("a queue"));
-        Self { folder, bare, queue, redis, nats }
+        Self { folder, bare, journal: ours, queue, redis, nats }
+    }
+
+    /// What the queue's journal has done.
+    pub fn stats(&self) -> Stats {
+        self.journal.stats()
     }
 
     /// For what is gone with them.
