@@ -202,6 +202,28 @@ fn duplicates_and_rejections_wait_for_what_they_rest_on() {
     }
 }
 
+/// A later epoch fences a producer once it is in the log, and not when its write has failed.
+#[test]
+fn a_rejection_waits_for_the_write_that_it_rests_on() {
+    for is_written in [true, false] {
+        let (pipe, partition) = Pipe::open(Config::default());
+        let mut first = partition.append(sent(1, 0), Durability::Synced);
+        let mut fenced = partition.append(sent(0, 0), Durability::Synced);
+        assert_eq!(poll(&mut fenced), None, "what fences it may fail");
+        let (write, done) = pipe.take();
+        if is_written {
+            pipe.inner.submit(write, done);
+            assert_eq!(answer(&mut first), Some(Ok(0)));
+            assert_eq!(answer(&mut fenced), Some(Err(ProduceError::Fenced { id: 7, current: 1 })));
+        } else {
+            done.complete(full());
+            assert!(answer(&mut first).expect("answered").is_err());
+            pipe.let_go();
+            assert_eq!(answer(&mut fenced), Some(Ok(0)));
+        }
+    }
+}
+
 /// A snapshot has the state, in which nothing is that may still fail.
 #[test]
 fn a_write_with_a_snapshot_is_alone() {
