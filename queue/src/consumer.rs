@@ -22,7 +22,7 @@ use crate::partition::Seek;
 use crate::queue::{Queue, SMALL_BYTES, TopicPartition, gone};
 use crate::transaction::{GroupOffsets, OFFSET_BYTES, plan_offsets};
 
-mod cursor;
+pub(crate) mod cursor;
 mod standing;
 #[cfg(feature = "stream")]
 mod stream;
@@ -289,7 +289,7 @@ impl Consumer {
             let number = |(at, offset): &(TopicPartition, u64)| {
                 let place = (Arc::clone(&at.topic), at.partition);
                 let cursor = self.cursors.get(&place);
-                cursor.map(|cursor| (cursor.slot.number, *offset)).ok_or_else(|| {
+                cursor.map(|cursor| (cursor.number, *offset)).ok_or_else(|| {
                     let (name, partition) = (at.topic.to_string(), at.partition);
                     CommitError::NotAssigned { topic: name, partition }
                 })
@@ -321,7 +321,7 @@ impl Consumer {
     /// The consumer does not read the partition, or it cannot be searched.
     pub fn seek(&mut self, partition: &TopicPartition, to: Seek) -> Result<(), ConsumeError> {
         let cursor = self.cursor_of(partition)?;
-        let offset = cursor.slot.partition.seek(to)?;
+        let offset = cursor.partition.seek(to)?;
         cursor.move_to(offset);
         Ok(())
     }
@@ -360,7 +360,7 @@ impl Consumer {
         let lag = |(place, cursor): (&Place, &Cursor)| Lag {
             partition: name_of(place),
             position: cursor.position,
-            end: cursor.slot.partition.offsets().end,
+            end: cursor.partition.offsets().end,
         };
         self.cursors.iter().map(lag).collect()
     }
@@ -424,7 +424,7 @@ impl Consumer {
             self.queue.shared.writer.read(|table| u64::read(table.get(&key)?))
         });
         let bounds = slot.partition.offsets();
-        let old = old.filter(|old| old.slot.number == slot.number);
+        let old = old.filter(|old| old.number == slot.number);
         let position = match (stored.or(old.map(|old| old.began)), self.config.start) {
             (Some(offset), _) => offset,
             (None, Start::Earliest) => bounds.start,
@@ -434,7 +434,7 @@ impl Consumer {
                 return Err(ConsumeError::NothingStored { partition });
             }
         };
-        let mut cursor = Cursor::new(slot, position);
+        let mut cursor = Cursor::new(slot.number, slot.partition.clone(), position);
         cursor.is_paused = old.is_some_and(|old| old.is_paused);
         Ok(cursor)
     }
@@ -666,7 +666,7 @@ impl Consumer {
         for place in places {
             let number = self.queue.topic(&place.0).and_then(|topic| topic.slot(place.1));
             let number = number.map(|slot| slot.number).ok();
-            if self.cursors.get(&place).map(|cursor| cursor.slot.number) != number {
+            if self.cursors.get(&place).map(|cursor| cursor.number) != number {
                 self.cursors.remove(&place);
                 if number.is_some() {
                     match self.cursor(&place) {
@@ -684,7 +684,7 @@ impl Consumer {
     /// How far polls have read, as the group's offsets.
     pub(crate) fn group_offsets(&self) -> Result<GroupOffsets, CommitError> {
         let group = self.config.group.as_deref().ok_or(CommitError::NoGroup)?;
-        let offsets = self.cursors.values().map(|cursor| (cursor.slot.number, cursor.position));
+        let offsets = self.cursors.values().map(|cursor| (cursor.number, cursor.position));
         Ok(GroupOffsets {
             group: group.into(),
             generation: self.membership.as_ref().map(|membership| membership.generation),

@@ -3,22 +3,22 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use crate::config::Start;
 use crate::core::group::Place;
 use crate::error::{ConsumeError, FetchError};
 use crate::format::{MAX_UNPACKED_BYTES, Record};
-use crate::partition::{Fetched, WaitFuture};
-use crate::writer::Slot;
+use crate::partition::{Fetched, Partition, WaitFuture};
 
-pub(super) struct Cursor {
-    pub(super) slot: Arc<Slot>,
+pub(crate) struct Cursor {
+    /// Of all partitions that there ever were in the queue.
+    pub(crate) number: u32,
+    pub(crate) partition: Partition,
     /// Offset of the next record to be returned.
-    pub(super) position: u64,
+    pub(crate) position: u64,
     /// Offset at which reading began: when the cursor was made, or last moved.
-    pub(super) began: u64,
+    pub(crate) began: u64,
     pub(super) is_paused: bool,
     /// Records that have been read and not returned. Invariant: the first is at `position` or
     /// beyond, where offsets are missing.
@@ -31,9 +31,10 @@ pub(super) struct Cursor {
 }
 
 impl Cursor {
-    pub(super) fn new(slot: Arc<Slot>, position: u64) -> Self {
+    pub(crate) fn new(number: u32, partition: Partition, position: u64) -> Self {
         Self {
-            slot,
+            number,
+            partition,
             position,
             began: position,
             is_paused: false,
@@ -44,7 +45,7 @@ impl Cursor {
         }
     }
 
-    pub(super) fn move_to(&mut self, offset: u64) {
+    pub(crate) fn move_to(&mut self, offset: u64) {
         self.buffer.clear();
         (self.position, self.next_fetch, self.began) = (offset, offset, offset);
         self.waiting = None;
@@ -63,7 +64,7 @@ impl Cursor {
     }
 
     /// Up to `room` records that are there.
-    pub(super) fn take(
+    pub(crate) fn take(
         &mut self,
         room: usize,
         fetch_bytes: usize,
@@ -72,7 +73,7 @@ impl Cursor {
     ) -> Result<Vec<Record>, ConsumeError> {
         // Ends: each round reads a batch, or leaves.
         while self.buffer.is_empty() {
-            let fetched = match self.slot.partition.fetch(self.next_fetch, fetch_bytes) {
+            let fetched = match self.partition.fetch(self.next_fetch, fetch_bytes) {
                 Ok(fetched) if fetched.batches.is_empty() => return Ok(Vec::new()),
                 Ok(fetched) => fetched,
                 Err(FetchError::OutOfRange { offset, start: first, end }) => {
@@ -133,18 +134,18 @@ impl Cursor {
     }
 
     /// Puts a record back that was taken last.
-    pub(super) fn put_back(&mut self, record: Record) {
+    pub(crate) fn put_back(&mut self, record: Record) {
         self.position = record.offset;
         self.buffer.push_front(record);
     }
 
     /// Resolves when there may be a record to take.
-    pub(super) fn poll_wait(&mut self, context: &mut Context<'_>) -> Poll<Result<(), FetchError>> {
+    pub(crate) fn poll_wait(&mut self, context: &mut Context<'_>) -> Poll<Result<(), FetchError>> {
         if !self.buffer.is_empty() {
             return Poll::Ready(Ok(()));
         }
-        let Self { slot, next_fetch, waiting, .. } = self;
-        let waiting = waiting.get_or_insert_with(|| slot.partition.wait_for(*next_fetch));
+        let Self { partition, next_fetch, waiting, .. } = self;
+        let waiting = waiting.get_or_insert_with(|| partition.wait_for(*next_fetch));
         match Pin::new(waiting).poll(context) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(result) => {
