@@ -16,9 +16,9 @@
 //!
 //! Batches are in memory on each node, at most [`ReplicaConfig::max_bytes`] of them, besides in the
 //! group's log and snapshots. Release what is not needed by
-//! [`lead`](ReplicatedPartition::lead)`(..).await?.release_before(..)`. Topics, groups of
-//! consumers, transactions and compaction do not know replicated partitions: batches of
-//! transactions and compaction are typed errors.
+//! [`lead`](ReplicatedPartition::lead)`(..).await?.release_before(..)`. Topics and groups of
+//! consumers over replicated partitions are in `backend::replicated` (feature `replicated`).
+//! Batches of transactions and compaction are typed errors.
 
 use std::fmt;
 use std::sync::Arc;
@@ -236,6 +236,18 @@ impl ReplicatedPartition {
         &self.shared.raft
     }
 
+    /// Who leads, as far as this node knows.
+    #[cfg(feature = "replicated")]
+    pub(crate) fn leader(&self) -> Option<u64> {
+        self.shared.raft.status().borrow().leader
+    }
+
+    /// This node.
+    #[cfg(feature = "replicated")]
+    pub(crate) fn node(&self) -> u64 {
+        self.shared.raft.status().borrow().id
+    }
+
     /// The batches that are committed, as far as this node has applied them. It wakes its readers
     /// as others come, and stays the same when the leader changes. Its appends and releases are
     /// rejected. A node that has just started shows less than it did before, until it has learnt
@@ -277,6 +289,12 @@ impl ReplicatedPartition {
     /// # Cancel safety
     /// Safe.
     pub async fn lead(&self, deadline: Instant) -> Result<Partition, LeadError> {
+        self.reign(deadline).await.map(|(_, partition)| partition)
+    }
+
+    /// As [`lead`](Self::lead), with the term in which this node leads. Another partition than at
+    /// an earlier call of the same term holds writes whose outcome was not known.
+    pub(crate) async fn reign(&self, deadline: Instant) -> Result<(u64, Partition), LeadError> {
         let shared = &self.shared;
         // Before the lock, which another call may hold for long while it asks the group.
         if let Err(error) = shared.term() {
@@ -292,7 +310,7 @@ impl ReplicatedPartition {
         match &*leading {
             Some((opened_in, partition)) if *opened_in == term => {
                 if !partition.is_stopped() {
-                    return Ok(partition.clone());
+                    return Ok((term, partition.clone()));
                 }
                 // A write of this term whose outcome is not known may be committed later, and what
                 // is opened without it would never learn of a release.
@@ -320,7 +338,7 @@ impl ReplicatedPartition {
         let partition = shared.contents.while_unchanged(|| Partition::open(store, config))?;
         end.store(partition.next_position(), Relaxed);
         *leading = Some((term, partition.clone()));
-        Ok(partition)
+        Ok((term, partition))
     }
 
     /// Appends a batch, as [`Partition::append`] does, and answers when it is committed and applied
