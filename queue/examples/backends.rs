@@ -1,16 +1,21 @@
 //! The same application on each back end: which one it is stands in one line.
 //!
-//! `cargo run -p voussoir-queue --example queue-backends --features jetstream -- embedded` (or
-//! `jetstream`, with the server's address in `NATS_URL`).
+//! `cargo run -p voussoir-queue --example queue-backends --features jetstream,replicated -- embedded`
+//! (or `replicated`, three nodes in this process, or `jetstream`, with the server's address in
+//! `NATS_URL`).
 
 use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
 use voussoir_journal::Journal;
+use voussoir_net::{Peers, Tcp, Transport};
 use voussoir_queue::backend::jetstream::{JetStream, JetStreamConfig, async_nats};
+use voussoir_queue::backend::replicated::{Replicated, ReplicatedConfig};
 use voussoir_queue::backend::{Backend, Embedded, MESSAGE_ID, Need, Subscription};
 use voussoir_queue::{Queue, QueueConfig, Record};
+use voussoir_raft::net::NetTransport;
+use voussoir_raft::{Node, NodeConfig};
 
 type Done<T> = Result<T, Box<dyn Error>>;
 
@@ -18,8 +23,12 @@ type Done<T> = Result<T, Box<dyn Error>>;
 async fn main() -> Done<()> {
     match std::env::args().nth(1).as_deref().unwrap_or("embedded") {
         "embedded" => bill(embedded()?).await,
+        "replicated" => {
+            let nodes = replicated().await?;
+            bill(Arc::new(nodes[0].clone())).await
+        }
         "jetstream" => bill(jetstream().await?).await,
-        other => Err(format!("no back end {other:?}: embedded or jetstream").into()),
+        other => Err(format!("no back end {other:?}: embedded, replicated or jetstream").into()),
     }
 }
 
@@ -28,6 +37,27 @@ fn embedded() -> Done<Arc<dyn Backend>> {
     let journal = Journal::open(&dir, voussoir_journal::Config::default())?;
     let queue = Queue::open(&journal, "shop", QueueConfig::default())?;
     Ok(Arc::new(Embedded::new(queue)))
+}
+
+/// Three nodes over TCP, each with a journal. In production each is a process of its own, with the
+/// addresses of the others in `peers`, and was created once.
+async fn replicated() -> Done<Vec<Replicated>> {
+    let (dir, peers) = (std::env::temp_dir().join("queue-backends-replicated"), Peers::default());
+    let mut nodes = Vec::new();
+    for id in [1, 2, 3] {
+        let (listen, net) = ("127.0.0.1:0".parse()?, voussoir_net::Config::new(1));
+        let tcp = Arc::new(Tcp::bind(id, listen, Arc::new(peers.clone()), net).await?);
+        peers.insert(id, tcp.address());
+        let net: Arc<dyn Transport> = tcp;
+        let raft = NetTransport::new(Arc::clone(&net), 1)?;
+        let node = Node::start(NodeConfig::default(), Arc::new(raft))?;
+        let journal = Journal::open(dir.join(id.to_string()), voussoir_journal::Config::default())?;
+        let config = ReplicatedConfig::new(id, [1, 2, 3], 7, 2);
+        // Where it has run before, there is data already.
+        let _ = Replicated::create(&journal, &config);
+        nodes.push(Replicated::start(&node, net, &journal, config).await?);
+    }
+    Ok(nodes)
 }
 
 async fn jetstream() -> Done<Arc<dyn Backend>> {

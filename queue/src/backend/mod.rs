@@ -1,16 +1,17 @@
 //! Application code that does not know which queue it runs on.
 //!
 //! An application that is written against [`Backend`], [`Producer`] and [`Consumer`] begins with
-//! the queue inside its own process ([`Embedded`]) and moves to a cluster
-//! (`JetStream`, feature `jetstream`) by changing the line that makes the back end. The verbs are
+//! the queue inside its own process ([`Embedded`]) and moves to several nodes of its own
+//! (`Replicated`, feature `replicated`), or to a cluster of servers (`JetStream`, feature
+//! `jetstream`), by changing the line that makes the back end. The verbs are
 //! those that an embedded log, Kafka's clients and JetStream have in common:
 //!
-//! | verb | embedded queue | Kafka | JetStream |
+//! | verb | embedded and replicated queue | Kafka | JetStream |
 //! |---|---|---|---|
 //! | [`Producer::send`] | append, synced | produce with `acks=all`, idempotent | publish with `Nats-Msg-Id`, wait for the answer |
 //! | [`Consumer::poll`] | member of a group | member of a group | fetch from a durable pull consumer |
 //! | [`Consumer::commit`] | store offsets | commit offsets | acknowledge each message, and wait for the answer |
-//! | [`Consumer::commit_with`] | one commit of the journal | transaction with offsets | refused |
+//! | [`Consumer::commit_with`] | one commit of the journal; replicated: refused | transaction with offsets | refused |
 //! | [`Consumer::rewind`] | seek to the stored offsets | seek to the committed offsets | negative acknowledgement |
 //!
 //! # What each back end guarantees
@@ -23,14 +24,14 @@
 //! Beyond that, an application states each [`Need`] it has with [`Backend::require`] when it
 //! starts, and a back end that does not meet it refuses by name, before anything is written:
 //!
-//! | need | embedded | JetStream |
-//! |---|---|---|
-//! | [`Need::SyncedSend`] | yes | no: the server syncs every 2 minutes by default; yes when the operator says that `sync_interval` is `always` (`JetStreamConfig::is_synced`) |
-//! | [`Need::KeyOrder`] | yes | no: members of a group share all partitions; yes with `JetStreamConfig::max_unacknowledged = 1`, one record at a time for the whole group |
-//! | [`Need::ExactlyOnce`] | yes | no: no transaction holds both messages and acknowledgements |
-//! | [`Need::FencedCommits`] | yes: by the group's generation | no: the acknowledgement of a late member counts |
-//! | [`Need::MessageIds`] | no: offsets and ids of producers, but no ids of messages | yes, for up to `JetStreamConfig::duplicate_window` (2 minutes) |
-//! | [`Need::DeliveryCounts`] | no: [`WorkQueue`](crate::work::WorkQueue) counts | yes |
+//! | need | embedded | replicated | JetStream |
+//! |---|---|---|---|
+//! | [`Need::SyncedSend`] | yes | yes: on the disks of a majority | no: the server syncs every 2 minutes by default; yes when the operator says that `sync_interval` is `always` (`JetStreamConfig::is_synced`) |
+//! | [`Need::KeyOrder`] | yes | yes | no: members of a group share all partitions; yes with `JetStreamConfig::max_unacknowledged = 1`, one record at a time for the whole group |
+//! | [`Need::ExactlyOnce`] | yes | no: no commit spans records and offsets | no: no transaction holds both messages and acknowledgements |
+//! | [`Need::FencedCommits`] | yes: by the group's generation | yes: the same | no: the acknowledgement of a late member counts |
+//! | [`Need::MessageIds`] | no: offsets and ids of producers, but no ids of messages | no: the same | yes, for up to `JetStreamConfig::duplicate_window` (2 minutes) |
+//! | [`Need::DeliveryCounts`] | no: [`WorkQueue`](crate::work::WorkQueue) counts | no | yes |
 //!
 //! `testing::conformance` (feature `testing`) is what every back end has to do, those
 //! of this crate and one of yours.
@@ -39,6 +40,8 @@ mod embedded;
 mod error;
 #[cfg(feature = "jetstream")]
 pub mod jetstream;
+#[cfg(feature = "replicated")]
+pub mod replicated;
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,0 +1,168 @@
+use voussoir_raft::memory::{MemoryStore, Network};
+use voussoir_raft::{Node, NodeConfig};
+
+use super::*;
+use crate::raft::ReplicaConfig;
+
+/// The table of a cluster of one node.
+async fn table() -> (Node, ReplicatedPartition) {
+    let node = Node::start(NodeConfig::default(), Network::new().node(1)).expect("a node");
+    let group = voussoir_raft::Config::new(1, [1]);
+    let mut config = ReplicaConfig::default();
+    config.partition.max_producers = 10;
+    config.partition.max_index_entries = 10;
+    let log = Arc::new(MemoryStore::new());
+    let table = ReplicatedPartition::start(&node, group, log, config).await.expect("it starts");
+    let mut status = table.raft().status();
+    status.wait_for(|status| status.leader == Some(1)).await.expect("it leads");
+    (node, table)
+}
+
+async fn ask(desk: &Arc<Desk>, request: Request) -> Response {
+    desk.answer(request, Instant::now() + Duration::from_secs(10)).await
+}
+
+fn beat(group: &str, instance: &str, member: Option<Member>) -> Request {
+    Request::Beat(Beat {
+        group: group.to_owned(),
+        instance: instance.to_owned(),
+        member,
+        topics: vec!["t".to_owned()],
+        session_ms: 10_000,
+        owned: None,
+    })
+}
+
+async fn placed(desk: &Arc<Desk>, request: Request) -> Place {
+    match ask(desk, request).await {
+        Response::Place(place) => place,
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn create(desk: &Arc<Desk>, name: &str, partitions: u32) -> Response {
+    ask(desk, Request::CreateTopic { name: name.to_owned(), partitions }).await
+}
+
+fn commit(group: &str, generation: u32, offsets: &[(u32, u64)]) -> Request {
+    Request::Commit { group: group.to_owned(), generation, offsets: offsets.to_vec() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_offset_never_goes_back() {
+    let (_node, table) = table().await;
+    let desk = Desk::new(table, QueueConfig::default());
+    assert_eq!(create(&desk, "t", 2).await, Response::Done);
+    let place = placed(&desk, beat("g", "one", None)).await;
+    assert_eq!((place.generation, place.must_join), (1, false));
+    assert_eq!(place.partitions, [(1, None), (2, None)]);
+    assert_eq!(ask(&desk, commit("g", 1, &[(1, 5), (2, 1)])).await, Response::Done);
+    // It was held up on its way.
+    assert_eq!(ask(&desk, commit("g", 1, &[(1, 3), (2, 2)])).await, Response::Done);
+    let place = placed(&desk, beat("g", "one", Some(place.member))).await;
+    assert_eq!(place.partitions, [(1, Some(5)), (2, Some(2))]);
+    assert_eq!(ask(&desk, commit("g", 2, &[(1, 9)])).await, Response::Stale { current: 1 });
+    assert_eq!(ask(&desk, commit("h", 1, &[(1, 9)])).await, Response::Stale { current: 0 });
+    let foreign = ask(&desk, commit("g", 1, &[(3, 9)])).await;
+    assert!(matches!(foreign, Response::Rejected { .. }), "{foreign:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_member_of_an_earlier_coordinator_is_none() {
+    let (_node, table) = table().await;
+    let mut limits = QueueConfig::default();
+    limits.max_groups = 1;
+    let desk = Desk::new(table.clone(), limits.clone());
+    assert_eq!(create(&desk, "t", 1).await, Response::Done);
+    let first = placed(&desk, beat("g", "one", None)).await.member;
+    let full = ask(&desk, beat("h", "two", None)).await;
+    assert!(matches!(full, Response::NotNow { .. }), "{full:?}");
+    let leave = |group: &str, member| Request::Leave { group: group.to_owned(), member };
+    assert_eq!(ask(&desk, leave("g", first)).await, Response::Done);
+    let other = placed(&desk, beat("h", "two", None)).await.member;
+    assert_eq!(ask(&desk, leave("h", other)).await, Response::Done);
+    tokio::time::sleep(READ_LEASE).await;
+    let second = placed(&desk, beat("g", "three", None)).await.member;
+    assert_eq!(first.id, second.id, "ids begin anew");
+    assert_eq!(ask(&desk, beat("g", "one", Some(first))).await, Response::NoMember);
+    // It cannot make the other one leave either.
+    assert_eq!(ask(&desk, leave("g", first)).await, Response::Done);
+    assert_eq!(placed(&desk, beat("g", "three", Some(second))).await.member, second);
+}
+
+/// A group that there was before is given out when the word of the leader before has run out; one
+/// that is new at once.
+#[tokio::test(start_paused = true)]
+async fn a_new_coordinator_waits_for_those_who_may_still_read() {
+    let (_node, table) = table().await;
+    let first = Desk::new(table.clone(), QueueConfig::default());
+    assert_eq!(create(&first, "t", 1).await, Response::Done);
+    let member = placed(&first, beat("g", "one", None)).await.member;
+    let next = Desk::new(table, QueueConfig::default());
+    let began = Instant::now();
+    assert_eq!(ask(&next, beat("g", "one", Some(member))).await, Response::NoMember);
+    // Its offsets are taken all the same: nobody else was given anything.
+    assert_eq!(ask(&next, commit("g", 1, &[(1, 4)])).await, Response::Done);
+    assert_eq!(placed(&next, beat("new", "one", None)).await.generation, 1);
+    // Ends: when it is given the partition.
+    let place = loop {
+        match ask(&next, beat("g", "one", None)).await {
+            Response::Waiting { member: None } => {}
+            Response::Place(place) => break place,
+            other => panic!("{other:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    assert_eq!((place.generation, &place.partitions[..]), (2, &[(1, Some(4))][..]));
+    assert!(began.elapsed() >= READ_LEASE, "after {:?}", began.elapsed());
+    assert!(began.elapsed() < 2 * READ_LEASE, "after {:?}", began.elapsed());
+}
+
+/// The log of the table is as long as what it says, however much was written.
+#[tokio::test(start_paused = true)]
+async fn the_table_stays_short_and_says_the_same_to_the_next_leader() {
+    let (_node, table) = table().await;
+    let desk = Desk::new(table.clone(), QueueConfig::default());
+    for name in ["t", "u"] {
+        assert_eq!(create(&desk, name, 3).await, Response::Done);
+    }
+    let Response::Producer { id } = ask(&desk, Request::NewProducer).await else {
+        panic!("no producer")
+    };
+    placed(&desk, beat("g", "one", None)).await;
+    for offset in 1..4_000 {
+        assert_eq!(ask(&desk, commit("g", 1, &[(1, offset)])).await, Response::Done);
+    }
+    let offsets = table.reader().offsets();
+    assert!(offsets.end > 4_000, "{offsets:?}");
+    assert!(offsets.end - offsets.start < 1_400, "{offsets:?}");
+    let next = Desk::new(table, QueueConfig::default());
+    assert_eq!(create(&next, "t", 3).await, Response::Done, "it is there");
+    assert_eq!(create(&next, "u", 4).await, Response::Mismatch { found: 3 });
+    let found = ask(&next, Request::NewProducer).await;
+    assert_eq!(found, Response::Producer { id: id + 1 }, "no id is given twice");
+    assert_eq!(ask(&next, commit("g", 1, &[(2, 1)])).await, Response::Done);
+    tokio::time::sleep(READ_LEASE).await;
+    let place = placed(&next, beat("g", "two", None)).await;
+    assert_eq!(place.partitions, [(1, Some(3_999)), (2, Some(1)), (3, None)]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_is_rejected_and_changes_nothing() {
+    let (_node, table) = table().await;
+    let mut limits = QueueConfig::default();
+    (limits.max_topics, limits.max_partitions) = (2, 5);
+    let desk = Desk::new(table.clone(), limits);
+    let end = table.reader().offsets().end;
+    for (name, partitions) in [("", 1), ("a b", 1), ("..", 1), ("ok", 0), ("ok", 6)] {
+        let rejected = create(&desk, name, partitions).await;
+        assert!(matches!(rejected, Response::Rejected { .. }), "{name:?}: {rejected:?}");
+    }
+    let batch = Request::Append { number: 1, batch: bytes::Bytes::new() };
+    assert!(matches!(ask(&desk, batch).await, Response::Rejected { .. }));
+    assert_eq!(table.reader().offsets().end, end);
+    assert_eq!(create(&desk, "a", 4).await, Response::Done);
+    assert!(matches!(create(&desk, "b", 2).await, Response::Rejected { .. }));
+    assert_eq!(create(&desk, "b", 1).await, Response::Done);
+    assert!(matches!(create(&desk, "c", 1).await, Response::Rejected { .. }));
+}

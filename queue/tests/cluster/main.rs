@@ -1,0 +1,310 @@
+//! Replicated topics as a back end: three nodes in this process, on paused time, over journals on
+//! disks that lose power and a network whose paths are cut.
+//!
+//! `VOUSSOIR_CLUSTER_SEEDS` sets the number of lives (8), `VOUSSOIR_SEED` plays one.
+
+mod life;
+mod nodes;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use nodes::{Cluster, MS, NODES};
+use tokio::time::{Instant, sleep};
+use voussoir_queue::backend::{
+    Backend, BackendError, Consumer, Delivery, Need, Producer, Received, Subscription,
+};
+use voussoir_queue::testing::conformance;
+use voussoir_queue::{Murmur2, Outcome, Partitioner, Record};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Values in the order in which they came.
+fn values(came: &[Received]) -> Vec<String> {
+    let value = |read: &Received| read.record.value.as_deref().unwrap_or_default().to_vec();
+    came.iter().map(|read| String::from_utf8(value(read)).expect("text")).collect()
+}
+
+/// Polls until so many records have come.
+async fn read(consumer: &mut Box<dyn Consumer>, count: usize) -> Vec<Received> {
+    let (mut all, until) = (Vec::new(), Instant::now() + 60 * SECOND);
+    while all.len() < count {
+        assert!(Instant::now() < until, "{} of {count} came", all.len());
+        match consumer.poll(SECOND).await {
+            Ok(came) => all.extend(came),
+            Err(error) => {
+                assert!(error.is_retryable(), "{error}");
+                sleep(50 * MS).await;
+            }
+        }
+    }
+    all
+}
+
+async fn send(producer: &Arc<dyn Producer>, topic: &str, range: std::ops::Range<usize>) {
+    let records = range.map(|number| Record::new(number.to_string()).key(number.to_string()));
+    for answer in producer.send(topic, records.collect()).await {
+        answer.expect("it is stored");
+    }
+}
+
+/// A key of each of the first two partitions.
+fn keys() -> [String; 2] {
+    let key = |partition| {
+        let is_there = |key: &String| {
+            let record = Record::new("").key(key.clone());
+            Murmur2.partition("", &record, 2) == Some(partition)
+        };
+        (0..100).map(|number: u32| number.to_string()).find(is_there).expect("a key")
+    };
+    [key(0), key(1)]
+}
+
+/// The suite of back ends, on a node that follows as on one that leads.
+#[tokio::test(start_paused = true)]
+async fn the_replicated_queue_conforms() {
+    let cluster = Cluster::new(1, 30 * SECOND).await;
+    let leader = cluster.settled().await;
+    let follower = NODES.into_iter().find(|id| *id != leader).expect("another one");
+    for (id, namespace) in [(leader, "leader"), (follower, "follower")] {
+        let report = conformance(Arc::new(cluster.queue(id)), namespace).await;
+        report.assert_passed();
+        assert_eq!(report.refused, ["delivery_counts", "exactly_once", "message_ids"]);
+    }
+}
+
+/// What one node's application sends, that of another one reads; what its group has read stays so
+/// when both are replaced.
+#[tokio::test(start_paused = true)]
+async fn applications_on_all_nodes_share_topics_and_groups() {
+    let mut cluster = Cluster::new(2, 30 * SECOND).await;
+    cluster.queue(1).create_topic("t", 3).await.expect("a topic");
+    let producer = cluster.queue(2).producer().await.expect("a producer");
+    send(&producer, "t", 0..20).await;
+    let subscription = Subscription::new("g", ["t"]);
+    let mut consumer = cluster.queue(3).consumer(subscription.clone()).await.expect("a member");
+    assert_eq!(read(&mut consumer, 20).await.len(), 20);
+    consumer.commit().await.expect("it is stored");
+    drop(consumer);
+    for id in NODES {
+        cluster.kill(id, true);
+    }
+    for id in NODES {
+        cluster.start(id).await;
+    }
+    let mut consumer = cluster.queue(1).consumer(subscription).await.expect("a member");
+    let producer = cluster.queue(3).producer().await.expect("a producer");
+    send(&producer, "t", 20..22).await;
+    let mut came = values(&read(&mut consumer, 2).await);
+    came.sort_unstable();
+    assert_eq!(came, ["20", "21"], "the rest was read before");
+    let other = Arc::new(cluster.queue(2));
+    let error = other.create_topic("t", 4).await.expect_err("it has three");
+    assert!(matches!(error, BackendError::Mismatch { .. }), "{error}");
+}
+
+/// A partition that has lost its majority answers within the time-out whether the record may be in
+/// the log, and others go on.
+#[tokio::test(start_paused = true)]
+async fn a_partition_without_a_majority_holds_up_no_other() {
+    let cluster = Cluster::new(3, 5 * SECOND).await;
+    let queue = cluster.queue(1);
+    queue.create_topic("t", 2).await.expect("a topic");
+    let producer = queue.producer().await.expect("a producer");
+    let [lost, well] = keys();
+    for key in [&lost, &well] {
+        producer.send_one("t", Record::new("1").key(key.clone())).await.expect("it is stored");
+    }
+    let number = |partition| {
+        let part = queue.partition("t", partition).expect("it has started");
+        let status = part.raft().status();
+        let group = status.borrow().group;
+        group
+    };
+    for id in [2, 3] {
+        cluster.running[&id].node.stop_group(number(0)).await;
+    }
+    let began = Instant::now();
+    let stuck = tokio::spawn({
+        let producer = Arc::clone(&producer);
+        async move { producer.send_one("t", Record::new("2").key(lost)).await }
+    });
+    for round in 0..20 {
+        let sent = producer.send_one("t", Record::new(round.to_string()).key(well.clone())).await;
+        sent.expect("the other partition goes on");
+    }
+    assert!(began.elapsed() < SECOND, "it was not held up");
+    let error = stuck.await.expect("no panic").expect_err("nobody leads");
+    assert!(error.is_retryable(), "{error}");
+    assert!(began.elapsed() <= 5 * SECOND, "after {:?}", began.elapsed());
+}
+
+/// A batch that was lost sight of is in the log at most once, and none that was given up takes the
+/// number of a later one.
+#[tokio::test(start_paused = true)]
+async fn what_was_given_up_takes_no_other_records_place() {
+    let mut cluster = Cluster::new(4, SECOND).await;
+    cluster.queue(1).create_topic("t", 1).await.expect("a topic");
+    let part = |queue: &voussoir_queue::backend::replicated::Replicated| queue.partition("t", 0);
+    let mut unknown = 0;
+    for round in 0..10 {
+        cluster.settled().await;
+        let leader = loop {
+            match cluster.leader_of(part) {
+                Some(leader) => break leader,
+                None => sleep(10 * MS).await,
+            }
+        };
+        let producer = cluster.queue(leader).producer().await.expect("a producer");
+        let first = producer.send_one("t", Record::new(format!("{round} first"))).await;
+        first.expect("it is stored");
+        // The others hear the leader, and it does not hear them.
+        for id in NODES.into_iter().filter(|id| *id != leader) {
+            cluster.network.cut(id, leader);
+        }
+        let sent = producer.send_one("t", Record::new(format!("{round} second"))).await;
+        let error = sent.expect_err("nobody acknowledges it");
+        unknown += usize::from(error.outcome() == Outcome::Unknown);
+        cluster.network.heal();
+        let mut third = Err(BackendError::Unavailable { why: String::new() });
+        let until = Instant::now() + 30 * SECOND;
+        while third.is_err() {
+            assert!(Instant::now() < until, "{third:?}");
+            third = producer.send_one("t", Record::new(format!("{round} third"))).await;
+            let outcome = third.as_ref().map_or_else(BackendError::outcome, |_| Outcome::Unknown);
+            assert!(third.is_ok() || outcome == Outcome::NotApplied, "{third:?}");
+        }
+        let at = third.expect("it is stored").offset;
+        let mut subscription = Subscription::new(&format!("g{round}"), ["t"]);
+        subscription.max_poll_records = 1_000;
+        let mut reader = cluster.queue(leader).consumer(subscription).await.expect("a member");
+        let came = read(&mut reader, usize::try_from(at).expect("small") + 1).await;
+        let there = came.iter().find(|read| read.position.offset == at).expect("it is there");
+        assert_eq!(values(std::slice::from_ref(there)), [format!("{round} third")]);
+    }
+    assert!(unknown > 0, "no outcome was unknown");
+    for id in NODES {
+        cluster.kill(id, false);
+    }
+}
+
+/// A member that was silent for too long, and whose records another one has, commits nothing; nor
+/// does it after the leader of the table was replaced.
+#[tokio::test(start_paused = true)]
+async fn a_member_of_an_earlier_generation_commits_nothing() {
+    for is_replaced in [false, true] {
+        let mut cluster = Cluster::new(5, 30 * SECOND).await;
+        let leader = cluster.settled().await;
+        let mut others = NODES.into_iter().filter(|id| *id != leader);
+        let (one, two) = (others.next().expect("one"), others.next().expect("another"));
+        cluster.queue(one).create_topic("t", 1).await.expect("a topic");
+        let producer = cluster.queue(one).producer().await.expect("a producer");
+        send(&producer, "t", 0..5).await;
+        let mut subscription = Subscription::new("g", ["t"]);
+        subscription.processing_timeout = 2 * SECOND;
+        let mut slow = cluster.queue(one).consumer(subscription.clone()).await.expect("a member");
+        assert_eq!(read(&mut slow, 5).await.len(), 5);
+        if is_replaced {
+            cluster.kill(leader, true);
+        }
+        let mut other = cluster.queue(two).consumer(subscription).await.expect("a member");
+        assert_eq!(read(&mut other, 5).await.len(), 5);
+        let error = slow.commit().await.expect_err("it is over");
+        assert!(matches!(error, BackendError::Lost { .. }), "{error}");
+        other.commit().await.expect("it is its own");
+    }
+}
+
+/// A member whose coordinator is replaced may still commit what it has read, while nobody else was
+/// given it.
+#[tokio::test(start_paused = true)]
+async fn a_commit_outlives_the_coordinator() {
+    let mut cluster = Cluster::new(6, 30 * SECOND).await;
+    let leader = cluster.settled().await;
+    let other = NODES.into_iter().find(|id| *id != leader).expect("another one");
+    cluster.queue(other).create_topic("t", 2).await.expect("a topic");
+    let producer = cluster.queue(other).producer().await.expect("a producer");
+    send(&producer, "t", 0..10).await;
+    let subscription = Subscription::new("g", ["t"]);
+    let mut member = cluster.queue(other).consumer(subscription).await.expect("a member");
+    assert_eq!(read(&mut member, 10).await.len(), 10);
+    cluster.kill(leader, true);
+    member.commit().await.expect("it is stored");
+    send(&producer, "t", 10..12).await;
+    let mut came = values(&read(&mut member, 2).await);
+    came.sort_unstable();
+    assert_eq!(came, ["10", "11"], "what was committed does not come again");
+}
+
+/// A leader of the table that is cut off, and does not know it, tells no member that it may read.
+#[tokio::test(start_paused = true)]
+async fn a_coordinator_that_is_cut_off_lets_nobody_read() {
+    let mut cluster = Cluster::new(7, 30 * SECOND).await;
+    let (leader, other) = (1, 2);
+    cluster.slow = Some(leader);
+    cluster.kill(leader, false);
+    cluster.start(leader).await;
+    cluster.settled().await;
+    cluster.queue(leader).create_topic("t", 1).await.expect("a topic");
+    let mut subscription = Subscription::new("g", ["t"]);
+    subscription.max_poll_records = 1;
+    subscription.processing_timeout = 5 * SECOND;
+    let producer = cluster.queue(leader).producer().await.expect("a producer");
+    send(&producer, "t", 0..100).await;
+    let mut zombie = cluster.queue(leader).consumer(subscription.clone()).await.expect("one");
+    let mut follower = cluster.queue(other).consumer(subscription).await.expect("a member");
+    let soon = || Instant::now() + 10 * SECOND;
+    let mut rounds = 0;
+    // Ends: when it still leads after its member has read.
+    loop {
+        let table = cluster.queue(cluster.settled().await).table().clone();
+        let _ = table.raft().transfer_leadership(Some(leader), soon()).await;
+        read(&mut zombie, 1).await;
+        if cluster.leader() == Some(leader) {
+            break;
+        }
+        rounds += 1;
+        assert!(rounds < 20, "another one leads each time");
+    }
+    zombie.rewind().await.expect("it goes back");
+    cluster.network.isolate(leader);
+    let cut_at = Instant::now();
+    let going = tokio::spawn(async move {
+        let mut last = None;
+        while cut_at.elapsed() < 20 * SECOND {
+            if let Ok(came) = zombie.poll(50 * MS).await
+                && !came.is_empty()
+            {
+                last = Some(Instant::now());
+            }
+            sleep(20 * MS).await;
+        }
+        last
+    });
+    let came = read(&mut follower, 1).await;
+    let given_at = Instant::now();
+    assert_eq!(values(&came), ["0"], "nothing was committed");
+    let last = going.await.expect("no panic");
+    assert!(last < Some(given_at), "both read: {last:?} and {given_at:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_there_is_refused_by_type() {
+    let cluster = Cluster::new(8, 5 * SECOND).await;
+    let queue = cluster.queue(1);
+    queue.create_topic("t", 1).await.expect("a topic");
+    let refused = queue.provides(Need::ExactlyOnce).expect_err("no commit spans two groups");
+    let subscription = Subscription::new("g", ["t"]).delivery(Delivery::ExactlyOnce);
+    let error = queue.consumer(subscription).await.expect_err("it is refused");
+    assert_eq!(error, BackendError::Refused(refused));
+    assert_eq!(queue.require(&[Need::SyncedSend, Need::KeyOrder, Need::FencedCommits]), Ok(()));
+    // A member with another time-out would be thought dead, or alive, at another time.
+    let subscription = Subscription::new("h", ["t"]);
+    let mut first = queue.consumer(subscription.clone()).await.expect("a member");
+    assert_eq!(first.poll(SECOND).await, Ok(Vec::new()));
+    let mut other = subscription;
+    other.processing_timeout = 7 * SECOND;
+    let mut other = queue.consumer(other).await.expect("it has not joined yet");
+    let error = other.poll(SECOND).await.expect_err("members have the same");
+    assert!(matches!(error, BackendError::Mismatch { field: "processing_timeout", .. }), "{error}");
+}
