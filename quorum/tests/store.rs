@@ -2,9 +2,12 @@
 //! damage is told.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use voussoir_journal::files::crash::{CrashFiles, Loss};
-use voussoir_journal::{Config, Journal};
+use voussoir_journal::files::crash::{CrashFiles, Loss, Op};
+use voussoir_journal::testing::HookedFiles;
+use voussoir_journal::{Config, Journal, MemoryFiles};
 use voussoir_quorum::store::{Change, JournalStoreConfig, StoreError};
 use voussoir_quorum::*;
 use voussoir_sim::{Rng, Situations};
@@ -241,4 +244,43 @@ async fn overwrites_go_on_in_a_journal_that_is_full_of_garbage() {
         assert!(contents(&store).await == model);
         assert_eq!(most > 8 << 20, seed == 1, "the journal was full: {most}");
     }
+}
+
+/// Whoever writes waits for what is cleaned beside it: the part is read once, in one piece, and not
+/// with the whole batch of the journal for each of its records.
+#[tokio::test]
+async fn cleaning_reads_about_as_much_as_it_cleans() {
+    let read = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&read);
+    let files = HookedFiles::new(Arc::new(MemoryFiles::new()), move |call| {
+        let length = if call.op == Op::Read { call.length } else { 0 };
+        counted.fetch_add(length, Ordering::Relaxed);
+        Ok(())
+    });
+    let journal = Journal::open_with(Arc::new(files), journal_config()).unwrap();
+    let mut config = JournalStoreConfig::default();
+    config.max_garbage_bytes = 64 << 10;
+    let store = JournalStore::open(&journal, 1, config).unwrap();
+    let change = |key: u64, bytes: usize| {
+        let (key, record) = (Bytes::from(format!("k{key}")), Bytes::from(vec![7; bytes]));
+        Change { key, record: Some(record) }
+    };
+    // In batches of 45 KB.
+    for first in (0..4_000).step_by(400) {
+        store.apply((first..first + 400).map(|key| change(key, 100)).collect()).await.unwrap();
+    }
+    read.store(0, Ordering::Relaxed);
+    let mut longest = 0;
+    for _ in 0..2_000 {
+        let before = read.load(Ordering::Relaxed);
+        store.apply(vec![change(0, 1_000)]).await.unwrap();
+        longest = longest.max(read.load(Ordering::Relaxed) - before);
+    }
+    let (total, live) = store.log_bytes();
+    let cleaned = 2_450_000 - total as usize;
+    let read = read.load(Ordering::Relaxed);
+    println!("{cleaned} bytes cleaned, {read} read, {longest} for one batch");
+    assert!(cleaned > live as usize, "all records were moved");
+    assert!(read <= 6 * cleaned, "{read} bytes read to clean {cleaned}");
+    assert!(longest <= 256 << 10, "{longest} bytes read beside one batch");
 }

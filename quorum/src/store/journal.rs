@@ -40,7 +40,7 @@ const READ_BYTES: usize = 4 << 20;
 const FRAME_BYTES: u64 = 16 << 10;
 /// About how many bytes of the log are cleaned with a batch, at least. Twice the batch if that is
 /// more: more than half of the log is garbage while it is cleaned, so it shrinks.
-const CLEAN_BYTES: u64 = 256 << 10;
+const CLEAN_BYTES: u64 = 64 << 10;
 /// What a record takes of a commit at most, beside its key and value.
 const RECORD_BYTES: u64 = 32;
 
@@ -433,24 +433,36 @@ impl Inner {
     fn sweep(&self, bytes: u64, max_live_bytes: u64) -> Result<Swept, ReadError> {
         let (first, end) = (self.log.first(), self.log.end());
         let mut swept = Swept { live: Vec::new(), live_bytes: 0, bytes: 0, until: first };
-        // Ends: each turn moves on by a record, up to a number of bytes.
+        // Ends: each turn moves on by a record, up to a number of bytes, or returns.
         while swept.until < end && swept.bytes < bytes {
-            let position = swept.until;
-            let Ok(head) = Head::decode(self.log.read(position)?) else {
-                return Err(ReadError::Absent { end });
-            };
-            let place = Place { position, records: head.records(), bytes: head.bytes() };
-            if self.state.lock().keys.get(&head.key) == Some(&place) {
-                let live_bytes = swept.live_bytes + place.bytes + RECORD_BYTES;
-                if live_bytes > max_live_bytes {
-                    break;
+            // In one piece: a record alone costs the whole batch of the journal that it is in.
+            let wanted = usize::try_from(bytes - swept.bytes).unwrap_or(usize::MAX);
+            let records = self.log.read_range(swept.until..end, wanted.min(READ_BYTES))?;
+            let begin = swept.until;
+            // Ends: each turn moves on by a record.
+            while let Some(record) = records.get((swept.until - begin) as usize)
+                && swept.bytes < bytes
+            {
+                let position = swept.until;
+                let Ok(head) = Head::decode(record.clone()) else {
+                    return Err(ReadError::Absent { end });
+                };
+                let place = Place { position, records: head.records(), bytes: head.bytes() };
+                if self.state.lock().keys.get(&head.key) == Some(&place) {
+                    let live_bytes = swept.live_bytes + place.bytes + RECORD_BYTES;
+                    if live_bytes > max_live_bytes {
+                        return Ok(swept);
+                    }
+                    swept.live_bytes = live_bytes;
+                    let value = match place.records {
+                        1 => head.value,
+                        _ => self.value_at(&head.key, place)?,
+                    };
+                    swept.live.push((Bytes::copy_from_slice(&head.key), value));
                 }
-                swept.live_bytes = live_bytes;
-                let value = self.value_at(&head.key, place)?;
-                swept.live.push((Bytes::copy_from_slice(&head.key), value));
+                swept.until += place.records;
+                swept.bytes += place.bytes;
             }
-            swept.until += place.records;
-            swept.bytes += place.bytes;
         }
         Ok(swept)
     }
