@@ -767,3 +767,48 @@ fn reads_avoid_a_slow_replica_and_hedge_within_their_budget() {
     assert!((1..=2_000 / 20 + 10).contains(&hedged), "{hedged}");
     assert!(late <= 10 && to_slow <= 20, "{late} late, {to_slow} to the slow replica");
 }
+
+/// A replica that is being rebuilt says at once that it does not count: whoever asks it first waits
+/// for two answers instead of one.
+#[test]
+fn a_replica_that_is_not_whole_is_asked_last() {
+    let mut coordinator = Coordinator::new(TableConfig::with_replicas([1, 2, 3])).unwrap();
+    let mut now = 0;
+    // How many of so many puts have asked the replica 3 first.
+    let mut put = |puts: u64, is_whole: bool| {
+        let mut first = 0;
+        for _ in 0..puts {
+            now += 10 * MS;
+            coordinator.put_blind(now, Bytes::from_static(b"k"), Bytes::new()).unwrap();
+            let (mut is_first, mut is_done) = (true, false);
+            while let Some(output) = coordinator.poll_output() {
+                match output {
+                    CoordinatorOutput::Call { id: call, to, request } => {
+                        let is_write = matches!(request, Request::Write { .. });
+                        first += u64::from(to == 3 && is_first);
+                        is_first = false;
+                        let mut state = Siblings::new();
+                        state.put_blind(Dot::new(Actor::new(to, 1), now), Bytes::new()).unwrap();
+                        let reply = match is_write {
+                            _ if to == 3 && !is_whole => Reply::NotWhole,
+                            true => Reply::Written { state },
+                            false => Reply::Merged,
+                        };
+                        coordinator.step(now, CoordinatorInput::Reply { call, reply });
+                    }
+                    CoordinatorOutput::Done { result, .. } => is_done = result.is_ok(),
+                    _ => {}
+                }
+            }
+            assert!(is_done);
+        }
+        first
+    };
+    let during = put(300, false);
+    assert!(
+        (1..=4).contains(&during),
+        "asked first {during} times in 3 s: once, and once a second"
+    );
+    let after = put(30, true);
+    assert!((5..=15).contains(&after), "it is one of three again: {after} of 30");
+}

@@ -460,7 +460,11 @@ impl Coordinator {
     fn reply(&mut self, now: u64, call: u64, reply: Reply) {
         let Some(call) = self.end_call(call) else { return };
         let Call { operation: id, replica: from, at, is_digest } = call;
-        self.latencies.answered(now, from, now.saturating_sub(at));
+        if reply == Reply::NotWhole {
+            self.latencies.not_whole(now, from);
+        } else {
+            self.latencies.answered(now, from, now.saturating_sub(at));
+        }
         let Some(operation) = self.operations.get_mut(&id) else { return };
         match (reply, &mut operation.phase) {
             (Reply::Value { state }, Phase::Read { answers, .. }) => {
