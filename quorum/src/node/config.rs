@@ -48,7 +48,9 @@ pub struct NodeConfig {
     /// How often maintenance looks whether there is something to do. From 1 ms to 1 day. Default
     /// 1 s.
     pub maintain_every: Duration,
-    /// How fast a node is rebuilt, in bytes per second. From 64 KiB/s. Default 64 MiB/s.
+    /// How fast a node is rebuilt at most, in bytes per second. It also rests for as long as it
+    /// works, so that what shares its processors and its disk goes on. From 64 KiB/s. Default
+    /// 64 MiB/s.
     pub rebuild_bytes_per_second: u64,
     /// How often the node compares itself with each other replica and repairs what differs, on the
     /// average. None: only when [`Node::repair`](super::Node::repair) is called. From 1 ms to 30

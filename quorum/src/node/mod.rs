@@ -53,6 +53,10 @@ const MIN_BATCH_BYTES: usize = Replica::MAX_VALUE_BYTES + RECORD_HEAD_BYTES;
 /// What a record and its key take beside the values at most: 2,048 dots with lengths, 1,024 actors.
 const RECORD_HEAD_BYTES: usize = 128 << 10;
 
+/// How much of a store is read and sent at once for another node, in bytes, or one record if that
+/// is longer: whatever is asked meanwhile waits for that much.
+const PAGE_BYTES: usize = 64 << 10;
+
 /// What a node can do now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -536,8 +540,8 @@ impl Node {
         if !self.is_whole() {
             return Some(Answer::Table(Reply::NotWhole).encode(0));
         }
-        // Room for the lengths, and for one record that is as long as it may be.
-        let max_page_bytes = max_bytes.min(1 << 20) / 2;
+        // With room for the lengths.
+        let max_page_bytes = PAGE_BYTES.min(max_bytes / 2);
         let after = driver::store_key(space, after);
         let page = self.shared.store.scan(&[space.prefix()], &after, max_page_bytes).await.ok()?;
         let page = page.into_iter().map(|(key, record)| (key.slice(1..), record)).collect();

@@ -80,6 +80,11 @@ impl Cluster {
         self.nodes.insert(id, node);
     }
 
+    /// From now on another node is the one with this id.
+    pub(crate) fn replace(&self, id: u64, node: &Node) {
+        self.carrier.nodes.lock().unwrap().insert(id, node.clone());
+    }
+
     /// Bytes of requests and answers since the last call.
     pub(crate) fn take_bytes(&self) -> u64 {
         std::mem::take(&mut *self.carrier.bytes.lock().unwrap())
