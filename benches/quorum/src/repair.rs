@@ -56,9 +56,14 @@ async fn compare(report: &mut Report, ours: &mut Ours, keys: u64) -> Result<(), 
     report.alone("equal, with each other one (bar 16)", equal.bytes as f64 / 2048.0, "KiB");
     ours.kill(LOST);
     load(ours, keys, DIFFERING).await?;
+    let begun = Instant::now();
     ours.restart(LOST, Start::Again)?;
+    wait(ours, LOST, |state| state.is_whole).await?;
+    let name = format!("killed and started again with {keys} keys, answers after");
+    report.alone(&name, begun.elapsed().as_secs_f64(), "s");
     // It reads its store first.
-    wait(ours, LOST, |state| state.is_whole && state.keys.is_some()).await?;
+    wait(ours, LOST, |state| state.keys.is_some()).await?;
+    report.alone("- and compares after", begun.elapsed().as_secs_f64(), "s");
     let begun = Instant::now();
     let found = ours.repair(LOST)?;
     if (found.repaired, found.left) != (DIFFERING, 0) || found.replicas != 2 {
