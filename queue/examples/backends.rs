@@ -1,7 +1,7 @@
 //! The same application on each back end: which one it is stands in one line.
 //!
-//! `cargo run -p voussoir-queue --example queue-backends --features jetstream,replicated -- embedded`
-//! (or `replicated`, three nodes in this process, or `jetstream`, with the server's address in
+//! `cargo run -p voussoir-queue --example queue-backends --all-features -- embedded` (or
+//! `replicated`, three nodes in this process, or `jetstream`, with the server's address in
 //! `NATS_URL`).
 
 use std::error::Error;

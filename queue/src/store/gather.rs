@@ -159,23 +159,25 @@ impl Gather {
         while let Some(entry) = inner.stalled.pop_front() {
             match self.try_one(entry) {
                 Ok(()) => inner.accepted += 1,
-                Err((entry, Error::Busy { .. })) if inner.accepted > 0 => {
-                    // The answer of one that is on its way hands in again.
-                    inner.stalled.push_front(entry);
-                    return;
-                }
-                Err((entry, Error::Busy { .. })) => {
-                    inner.is_lined_up = true;
-                    later.line = Some(self.line_up(entry));
-                    return;
-                }
-                Err((entry, error)) => inner.refused(entry, &error, later),
+                Err(refused) => match *refused {
+                    (entry, Error::Busy { .. }) if inner.accepted > 0 => {
+                        // The answer of one that is on its way hands in again.
+                        inner.stalled.push_front(entry);
+                        return;
+                    }
+                    (entry, Error::Busy { .. }) => {
+                        inner.is_lined_up = true;
+                        later.line = Some(self.line_up(entry));
+                        return;
+                    }
+                    (entry, error) => inner.refused(entry, &error, later),
+                },
             }
         }
     }
 
     /// Gives the commit back when the journal rejects it.
-    fn try_one(self: &Arc<Self>, entry: Entry) -> Result<(), (Entry, Error)> {
+    fn try_one(self: &Arc<Self>, entry: Entry) -> Result<(), Box<(Entry, Error)>> {
         let Entry { commit, smalls, dones } = entry;
         let is_small = !smalls.is_empty();
         // A rejected commit drops its callback, and an answer that is dropped says that the outcome
@@ -196,7 +198,7 @@ impl Gather {
         };
         self.journal.submit(commit, answer).map_err(|rejected| {
             let dones = slot.lock().take().unwrap_or_default();
-            (Entry { commit: rejected.commit, smalls, dones }, rejected.error)
+            Box::new((Entry { commit: rejected.commit, smalls, dones }, rejected.error))
         })
     }
 

@@ -118,8 +118,8 @@ async fn a_partition_without_a_majority_holds_up_no_other() {
     let number = |partition| {
         let part = queue.partition("t", partition).expect("it has started");
         let status = part.raft().status();
-        let group = status.borrow().group;
-        group
+        let shown = status.borrow();
+        shown.group
     };
     for id in [2, 3] {
         cluster.running[&id].node.stop_group(number(0)).await;

@@ -9,7 +9,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use parking_lot::Mutex;
 
-use super::HintStats;
+/// What a node has to hand over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HintStats {
+    /// Keys that other replicas have missed.
+    pub waiting: usize,
+    /// Keys that were left to read repair and [`Node::repair`](super::Node::repair), because there
+    /// were more than `max_hints`.
+    pub dropped: u64,
+    /// Keys that the replica refused: together with what it holds they are too long. It differs
+    /// until a client has merged the key's siblings.
+    pub refused: u64,
+}
 
 /// The keys that replicas have missed, this node's own among them.
 pub(super) struct Hints {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
-use super::{Hints, Node, Shared, Status};
+use super::{HintStats, Hints, Node, Shared, Status};
 use crate::caller::Scope;
 use crate::link::Link;
 use crate::table::{Reply, Request, Value};
@@ -20,20 +20,6 @@ const HINTS: usize = 1_000;
 
 /// Once in so many turns of maintenance a node reads whether its epoch has a successor.
 const TURNS_OF_DECREES: u32 = 64;
-
-/// What a node has to hand over.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct HintStats {
-    /// Keys that other replicas have missed.
-    pub waiting: usize,
-    /// Keys that were left to read repair and [`Node::repair`], because there were more than
-    /// `max_hints`.
-    pub dropped: u64,
-    /// Keys that the replica refused: together with what it holds they are too long. It differs
-    /// until a client has merged the key's siblings.
-    pub refused: u64,
-}
 
 impl Node {
     /// Starts a task that keeps the node in order until the node ends, or the link is dropped

@@ -88,8 +88,9 @@ pub enum ReconfigureError {
         epoch: u64,
     },
     /// The change has begun and not ended in time: a new replica is still being filled or is away,
-    /// too few old ones are there, or the node that was asked has stopped being a whole replica. It goes on by itself; until it ends, quorums of both sets are
-    /// needed. [`Node::abandon_change`] takes it back.
+    /// too few old ones are there, or the node that was asked has stopped being a whole replica. It
+    /// goes on by itself; until it ends, quorums of both sets are needed. [`Node::abandon_change`]
+    /// takes it back.
     #[error("the change goes on in the joint epoch {epoch}")]
     Unfinished {
         /// The joint epoch.

@@ -25,8 +25,8 @@ use tokio::time::Instant;
 
 pub use self::config::NodeConfig;
 use self::driver::{Driver, Job, Told, status_of};
+pub use self::hints::HintStats;
 use self::hints::Hints;
-pub use self::maintenance::HintStats;
 pub use self::members::ReconfigureError;
 use self::meta::Meta;
 pub use self::rebuild::RebuildError;

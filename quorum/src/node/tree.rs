@@ -34,7 +34,7 @@ struct State {
 pub(super) struct Digest {
     key: Bytes,
     /// None: the key has none.
-    digest: Option<u128>,
+    value: Option<u128>,
     /// The record is a tombstone of the table.
     is_tombstone: bool,
 }
@@ -62,7 +62,7 @@ impl Tree {
         let is_tombstone = is_of_table(&change.key)
             && change.record.as_ref().is_some_and(|record| codec::is_tombstone(record));
         let key = change.key.clone();
-        is_compared.then(|| Digest { key, digest: digest.flatten(), is_tombstone })
+        is_compared.then(|| Digest { key, value: digest.flatten(), is_tombstone })
     }
 
     /// Of a register only what was accepted counts: acceptors that agree on it have promised
@@ -81,7 +81,7 @@ impl Tree {
     /// Records what has become durable, in the order of the changes.
     pub(super) fn written(&self, digests: Vec<Digest>) {
         let mut state = self.state.lock();
-        for Digest { key, digest, is_tombstone } in digests {
+        for Digest { key, value: digest, is_tombstone } in digests {
             if let Some(digest) = digest {
                 state.set(key, digest, is_tombstone);
                 continue;
@@ -98,7 +98,7 @@ impl Tree {
         let digest = |(key, record)| self.digest(&Change { key, record: Some(record) });
         let digests: Vec<Digest> = records.into_iter().filter_map(digest).collect();
         let mut state = self.state.lock();
-        for Digest { key, digest, is_tombstone } in digests {
+        for Digest { key, value: digest, is_tombstone } in digests {
             let is_removed = state.removed.as_ref().is_none_or(|removed| removed.contains(&key));
             if let Some(digest) = digest
                 && !is_removed

@@ -160,8 +160,8 @@ impl Region {
         }
     }
 
-    /// Asks every replica to hold the tombstones, all replicas at once. Returns those that every one
-    /// holds: one that is refused is left where it is, and holds up no other.
+    /// Asks every replica to hold the tombstones, all replicas at once. Returns those that every
+    /// one holds: one that is refused is left where it is, and holds up no other.
     async fn hold_everywhere(
         &self,
         wide: &Arc<dyn Link>,

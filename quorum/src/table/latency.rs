@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
-/// A replica that was not asked for so long is asked again, to see whether it has become quicker, or
-/// whole.
+/// A replica that was not asked for so long is asked again, to see whether it has become quicker,
+/// or whole.
 const PROBE_NS: u64 = 1_000_000_000;
 /// Replicas within this of the quickest are as good as it.
 const NEAR_NS: u64 = 1_000_000;

@@ -10,10 +10,7 @@ use tokio::task::{AbortHandle, JoinSet};
 pub(crate) struct Tasks(Option<JoinSet<()>>);
 
 impl Tasks {
-    pub(crate) fn spawn(
-        &mut self,
-        task: impl Future<Output = ()> + Send + 'static,
-    ) -> AbortHandle {
+    pub(crate) fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
         self.0.get_or_insert_default().spawn(task)
     }
 

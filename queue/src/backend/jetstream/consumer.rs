@@ -195,11 +195,11 @@ impl JetStreamConsumer {
     }
 }
 
-/// The first message, end or error of a request for one message.
-fn poll_any(
-    sources: &mut [Source],
-    context: &mut Context<'_>,
-) -> Poll<(usize, Option<Result<(Message, Instant), async_nats::Error>>)> {
+/// A message, and since when the server may have waited for its acknowledgement.
+type Fetched = Result<(Message, Instant), async_nats::Error>;
+
+/// The first message, end or error of a request for one message, and the place of its source.
+fn poll_any(sources: &mut [Source], context: &mut Context<'_>) -> Poll<(usize, Option<Fetched>)> {
     for (at, source) in sources.iter_mut().enumerate() {
         if let Some((fetch, since)) = &mut source.fetch
             && let Poll::Ready(next) = Pin::new(fetch).poll_next(context)

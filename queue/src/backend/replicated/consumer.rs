@@ -192,9 +192,10 @@ impl ReplicatedConsumer {
         if !self.is_over {
             self.give_up(&going);
         }
-        self.owned = Some(match self.is_over {
-            true => Vec::new(),
-            false => self.held.values().map(|held| held.cursor.number).collect(),
+        self.owned = Some(if self.is_over {
+            Vec::new()
+        } else {
+            self.held.values().map(|held| held.cursor.number).collect()
         });
         self.next_beat = Instant::now();
         false

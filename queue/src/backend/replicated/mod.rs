@@ -1,26 +1,27 @@
 //! Topics of replicated partitions: the same application on several nodes, any of which may stop.
 //!
-//! Each node of a cluster runs one [`Replicated`], on a [`Node`] of raft, a journal and a transport.
-//! Every partition is a group of raft on all of them ([`ReplicatedPartition`]), and so is a table of
-//! topics, groups, offsets and ids of producers. An application is in the process of a node, or of
-//! each: it makes a [`Backend`] of its node's [`Replicated`], and that finds the leaders.
+//! Each node of a cluster runs one [`Replicated`], on a [`Node`] of raft, a journal and a
+//! transport. Every partition is a group of raft on all of them ([`ReplicatedPartition`]), and so
+//! is a table of topics, groups, offsets and ids of producers. An application is in the process of
+//! a node, or of each: it makes a [`Backend`] of its node's [`Replicated`], and that finds the
+//! leaders.
 //!
 //! - **Leaders.** A node asks its own part of a group who leads. A request goes there by a call of
 //!   the transport, and where the answer says that another one leads, to that one.
-//! - **Sending.** A producer numbers the batches of each partition, and has one of a partition on its
-//!   way. Until it is answered, or `delivery_timeout` is over, it sends the same batch with the same
-//!   number, to whoever leads: it is in the log once. A batch whose outcome is unknown then is given
-//!   up: later ones begin another epoch, so that the partition takes it no more once it has one of
-//!   them.
+//! - **Sending.** A producer numbers the batches of each partition, and has one of a partition on
+//!   its way. Until it is answered, or `delivery_timeout` is over, it sends the same batch with the
+//!   same number, to whoever leads: it is in the log once. A batch whose outcome is unknown then is
+//!   given up: later ones begin another epoch, so that the partition takes it no more once it has
+//!   one of them.
 //! - **Reading.** A consumer reads from its own node's part of a partition, which shows what is
 //!   committed, and waits there for more.
 //! - **Groups.** The leader of the table coordinates groups, as the embedded queue does: each
 //!   generation is committed before anybody is told of it, and offsets of an earlier one are
 //!   rejected. Offsets never go back. A member is told that it may read for 2 s from its request
 //!   on; a leader that has just begun gives nothing out before that has passed everywhere, which is
-//!   how long a group stands still when the leader of the table fails, besides the election. A leader
-//!   confirms by a majority that it leads before it tells a member anything, and members ask twice a
-//!   second.
+//!   how long a group stands still when the leader of the table fails, besides the election. A
+//!   leader confirms by a majority that it leads before it tells a member anything, and members ask
+//!   twice a second.
 //!
 //! A topic has the partitions, voters and limits of the cluster; nothing releases its records by
 //! age or size: [`Replicated::partition`] is where an operator does. All batches are in the memory
@@ -422,8 +423,8 @@ impl Cluster {
             return self.answer(request.clone(), deadline).await;
         }
         let within = deadline.saturating_duration_since(Instant::now());
-        // The class of log entries: a batch is as long as they are, and so may be what is answered to
-        // a member of many partitions.
+        // The class of log entries: a batch is as long as they are, and so may be what is answered
+        // to a member of many partitions.
         let channel = Channel { service: self.config.service, class: Class::Bulk };
         let parts = Parts::new(request.encode(within));
         match self.net.call(to, channel, parts, deadline).await {

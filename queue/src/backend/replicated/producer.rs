@@ -203,7 +203,8 @@ impl Lane {
         }
     }
 
-    /// A batch of what waits. Records that have waited too long, or fit into no batch, are answered.
+    /// A batch of what waits. Records that have waited too long, or fit into no batch, are
+    /// answered.
     fn build(&self) -> Option<(Batch, VecDeque<Pending>)> {
         let config = &self.cluster.config.producer;
         let mut inner = self.inner.lock();

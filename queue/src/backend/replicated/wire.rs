@@ -325,7 +325,9 @@ fn put_u64(out: &mut BytesMut, value: Option<u64>) {
 
 fn put_list<T>(out: &mut BytesMut, items: &[T], put: impl Fn(&mut BytesMut, &T)) {
     out.put_u32_le(items.len() as u32);
-    items.iter().for_each(|item| put(out, item));
+    for item in items {
+        put(out, item);
+    }
 }
 
 fn flag(input: &mut Bytes) -> Option<bool> {
@@ -336,6 +338,7 @@ fn flag(input: &mut Bytes) -> Option<bool> {
     }
 }
 
+#[expect(clippy::option_option, reason = "the outer one: whether it can be understood")]
 fn option<T>(input: &mut Bytes, read: impl Fn(&mut Bytes) -> Option<T>) -> Option<Option<T>> {
     if flag(input)? { read(input).map(Some) } else { Some(None) }
 }
@@ -346,6 +349,7 @@ fn text(input: &mut Bytes) -> Option<String> {
     String::from_utf8(bytes.into()).ok()
 }
 
+#[expect(clippy::option_option, reason = "the outer one: whether it can be understood")]
 fn member(input: &mut Bytes) -> Option<Option<Member>> {
     option(input, |input| {
         Some(Member {

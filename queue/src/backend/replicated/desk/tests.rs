@@ -1,3 +1,5 @@
+//! The table of a coordinator, without a network: generations, offsets and who may read.
+
 use voussoir_raft::memory::{MemoryStore, Network};
 use voussoir_raft::{Node, NodeConfig};
 
@@ -70,8 +72,7 @@ async fn an_offset_never_goes_back() {
 #[tokio::test(start_paused = true)]
 async fn a_member_of_an_earlier_coordinator_is_none() {
     let (_node, table) = table().await;
-    let mut limits = QueueConfig::default();
-    limits.max_groups = 1;
+    let limits = QueueConfig { max_groups: 1, ..QueueConfig::default() };
     let desk = Desk::new(table.clone(), limits.clone());
     assert_eq!(create(&desk, "t", 1).await, Response::Done);
     let first = placed(&desk, beat("g", "one", None)).await.member;
