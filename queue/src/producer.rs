@@ -208,6 +208,8 @@ impl Producer {
         let lane = self.shared.lane(topic, partition)?;
         let deadline = self.shared.config.delivery_timeout.and_then(deadline);
         let bytes = self.shared.bytes_of(&record);
+        // A flush that begins while it waits for room waits for it as well.
+        let unanswered = self.shared.unanswered();
         let acquire = Arc::clone(&self.shared.room).acquire_many_owned(bytes);
         let room = match deadline {
             None => acquire.await,
@@ -219,7 +221,7 @@ impl Producer {
             },
         };
         let room = room.map_err(|_| ProduceError::from(gone()))?;
-        let room = self.shared.take_room(room);
+        let room = Room { _bytes: room, _unanswered: unanswered };
         Ok(lane.push(record, durability, sticky, room, deadline))
     }
 
@@ -242,13 +244,14 @@ impl Producer {
         let bytes = self.shared.bytes_of(&record);
         let room = Arc::clone(&self.shared.room).try_acquire_many_owned(bytes);
         let limit = self.shared.config.max_in_flight_bytes;
-        let room = self.shared.take_room(room.map_err(|_| SendError::Full { limit })?);
+        let room = room.map_err(|_| SendError::Full { limit })?;
+        let room = Room { _bytes: room, _unanswered: self.shared.unanswered() };
         let deadline = self.shared.config.delivery_timeout.and_then(deadline);
         Ok(lane.push(record, durability, sticky, room, deadline))
     }
 
-    /// Waits until all records that were queued before have been answered. Takes no room: others
-    /// are queued meanwhile.
+    /// Waits until all records have been answered that were queued before, or waited for room.
+    /// Takes no room: others are queued meanwhile.
     ///
     /// # Cancel safety
     /// Safe.
@@ -286,8 +289,9 @@ impl Shared {
         u32::try_from(bytes).unwrap_or(u32::MAX)
     }
 
-    fn take_room(&self, bytes: OwnedSemaphorePermit) -> Room {
-        Room { _bytes: bytes, _unanswered: Arc::clone(&self.unanswered.lock().current) }
+    /// What a record holds until it is answered, for a flush.
+    fn unanswered(&self) -> Arc<watch::Sender<()>> {
+        Arc::clone(&self.unanswered.lock().current)
     }
 
     fn choose(

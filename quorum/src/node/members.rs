@@ -195,11 +195,13 @@ impl Node {
                     Ok(()) => {
                         let before = std::mem::replace(may_have_begun, true);
                         *lack = None;
-                        if let Some(decided) = self.decide(link, &current, &next).await {
-                            let is_this = decided.is_same_change(&next);
-                            is_begun |= is_this;
-                            // Another change follows this epoch: this one surely does not.
-                            *may_have_begun = before || is_this;
+                        match self.decide(link, &current, &next).await {
+                            Decided::As(decided) if decided.is_same_change(&next) => {
+                                is_begun = true;
+                            }
+                            // Another change follows this epoch, or none does yet.
+                            Decided::As(_) | Decided::Not => *may_have_begun = before,
+                            Decided::Unknown => {}
                         }
                     }
                 },
@@ -470,32 +472,43 @@ impl Node {
     }
 
     /// Decides what follows the membership `current`: `wanted`, or what was decided before. Serves
-    /// it, and tells the replicas. None: it is not known to be decided.
+    /// it, and tells the replicas.
     async fn decide(
         &self,
         link: &Arc<dyn Link>,
         current: &Arc<Membership>,
         wanted: &Membership,
-    ) -> Option<Membership> {
-        let registers = self.decrees(link, current)?;
+    ) -> Decided {
+        let Some(registers) = self.decrees(link, current) else { return Decided::Not };
         let key = decree_key(current);
         let wanted = &wanted.drawn();
         let value = Some(membership::encode(wanted));
-        let decided = match registers.compare_and_set(key.clone(), 0, value).await {
-            Ok(paxos::Outcome::Applied { .. }) => Some(wanted.clone()),
-            Ok(paxos::Outcome::NotApplied { value, .. }) => decree_of(value),
+        let (decided, otherwise) = match registers.compare_and_set(key.clone(), 0, value).await {
+            Ok(paxos::Outcome::Applied { .. }) => (Some(wanted.clone()), Decided::Unknown),
+            Ok(paxos::Outcome::NotApplied { value, .. }) => (decree_of(value), Decided::Unknown),
             Err(RegisterError::Unknown(_)) => {
-                registers.get(key).await.ok().and_then(|(_, value)| decree_of(value))
+                let read = registers.get(key).await.ok();
+                (read.and_then(|(_, value)| decree_of(value)), Decided::Unknown)
             }
-            _ => None,
+            // Nothing was written, and nothing will be.
+            _ => (None, Decided::Not),
         };
         // An acceptor may have told of a later membership instead.
         let later = Membership::clone(&registers.membership());
         let decided = decided.filter(|decided| current.is_followed_by(decided));
         self.adopt(decided.clone().unwrap_or(later)).await;
         self.survey(link, &current.ids()).await;
-        decided
+        decided.map_or(otherwise, Decided::As)
     }
+}
+
+/// What follows a membership.
+enum Decided {
+    As(Membership),
+    /// The wanted one was not proposed.
+    Not,
+    /// The wanted one may have been decided, or may yet be.
+    Unknown,
 }
 
 fn decree_of(value: Option<Bytes>) -> Option<Membership> {

@@ -72,7 +72,7 @@ pub enum CollectError {
 pub struct TombstoneStats {
     /// How many the node's store holds. After a start it counts up while the store is being read.
     pub held: usize,
-    /// How many the collections of this node have dropped at every replica, since its start.
+    /// How many the collections of this node have dropped here, since its start.
     pub dropped: u64,
     /// How often a collection has left one where it is because a replica refuses it: together with
     /// what the replica holds its context has too many actors. It goes once a client has merged the
@@ -179,7 +179,7 @@ impl Node {
         Ok(Some(dropped))
     }
 
-    /// Counts tombstones that every replica has dropped.
+    /// Counts tombstones that this node has dropped.
     pub(crate) fn count_collected(&self, dropped: usize) {
         self.shared.collected.dropped.fetch_add(dropped as u64, Ordering::Relaxed);
     }
@@ -211,16 +211,11 @@ impl Node {
             let is_refused = refused.contains(&at);
             at += 1;
             if is_refused {
-                self.count_refused(key);
+                self.warn_left(&self.shared.collected.refused, key, "a replica refuses it");
             }
             !is_refused
         });
         Ok(held)
-    }
-
-    /// Counts a tombstone that a replica refuses.
-    pub(crate) fn count_refused(&self, key: &Bytes) {
-        self.warn_left(&self.shared.collected.refused, key, "a replica refuses it");
     }
 
     /// Counts a tombstone that is left where it is, and says so the first, second, fourth time and
@@ -233,22 +228,23 @@ impl Node {
         }
     }
 
-    /// Drops the tombstones at every replica, and says how many each one was told to drop in time.
-    /// A replica that misses it keeps its tombstone, and collects it another time.
+    /// Drops the tombstones at every replica, and says how many this one has dropped: none if
+    /// another collector has raised the epoch meanwhile. A replica that misses it keeps its
+    /// tombstone, and collects it another time.
     async fn forget(&self, link: &Arc<dyn Link>, scope: &Scope, tombstones: &[Tombstone]) -> usize {
         let forget = |(key, context): &Tombstone| Request::Forget {
             key: key.clone(),
             context: context.clone(),
         };
-        let mut answered = vec![0; tombstones.len()];
-        let take = |at: usize, _, reply| {
-            answered[at] += usize::from(reply == Some(Reply::Merged));
+        let mut dropped = 0;
+        let own = self.shared.id;
+        let take = |_, replica, reply| {
+            dropped += usize::from(replica == own && reply == Some(Reply::Merged));
             Ok(())
         };
         // What was not asked has not answered.
         let _: Result<(), CollectError> = self.ask_all(link, scope, tombstones, forget, take).await;
-        let replicas = scope.membership.ids().len();
-        answered.into_iter().filter(|answered| *answered == replicas).count()
+        dropped
     }
 
     /// Asks every replica about each tombstone, several at once. `take` gets the place of the

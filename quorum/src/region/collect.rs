@@ -13,7 +13,7 @@
 //! send to a region, or hear one, that this collection does not know of. A region that does not
 //! answer holds the collection up, and tombstones stay in all regions.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -106,10 +106,7 @@ impl Region {
             return Ok(None);
         }
         let targets = self.targets(&wide).await?;
-        let tombstones = self.hold_everywhere(&wide, &targets, tombstones).await?;
-        if tombstones.is_empty() {
-            return Ok(Some(0));
-        }
+        self.hold_everywhere(&wide, &targets, &tombstones).await?;
         // Read now that all hold them: what is in these epochs or before may not know of it.
         let mut epochs = BTreeMap::new();
         for target in &targets {
@@ -121,7 +118,7 @@ impl Region {
                 self.raise(&wide, *target, epochs[&target.region] + ahead).await?;
             }
         }
-        let tombstones = self.hold_everywhere(&wide, &targets, tombstones).await?;
+        self.hold_everywhere(&wide, &targets, &tombstones).await?;
         let dropped = self.forget_everywhere(&wide, &targets, &epochs, &tombstones).await;
         self.shared.node.count_collected(dropped);
         // Each was sent to every replica three times.
@@ -160,82 +157,40 @@ impl Region {
         }
     }
 
-    /// Asks every replica to hold the tombstones, all replicas at once. Returns those that every
-    /// one holds: one that is refused is left where it is, and holds up no other.
+    /// Asks every replica to hold the tombstones, all replicas at once.
     async fn hold_everywhere(
         &self,
         wide: &Arc<dyn Link>,
         targets: &[Target],
-        tombstones: Arc<Vec<Tombstone>>,
-    ) -> Result<Arc<Vec<Tombstone>>, RegionCollectError> {
+        tombstones: &Arc<Vec<Tombstone>>,
+    ) -> Result<(), RegionCollectError> {
         let floors: Floors = targets.iter().map(|of| (of.region, of.membership)).collect();
-        let mut asked = JoinSet::new();
+        let mut held = JoinSet::new();
         for target in targets.iter().copied() {
-            let (region, wide, floors) = (self.clone(), Arc::clone(wide), floors.clone());
-            let tombstones = Arc::clone(&tombstones);
-            asked.spawn(async move { region.hold_at(&wide, target, &floors, &tombstones).await });
-        }
-        let mut refused = BTreeSet::new();
-        // Ends: each turn takes one of them.
-        while let Some(answered) = asked.join_next().await {
-            refused.extend(answered.map_err(|_| RegionCollectError::NotWhole)??);
-        }
-        if refused.is_empty() {
-            return Ok(tombstones);
-        }
-        for key in &refused {
-            self.shared.node.count_refused(key);
-        }
-        let held = tombstones.iter().filter(|(key, _)| !refused.contains(key));
-        Ok(Arc::new(held.cloned().collect()))
-    }
-
-    /// Asks one replica to hold the tombstones. Returns the keys that it refuses.
-    async fn hold_at(
-        &self,
-        wide: &Arc<dyn Link>,
-        target: Target,
-        floors: &Floors,
-        tombstones: &[Tombstone],
-    ) -> Result<Vec<Bytes>, RegionCollectError> {
-        let mut refused = Vec::new();
-        for chunk in tombstones.chunks(MAX_TOMBSTONES) {
-            if self.holds(wide, target, floors, chunk).await? {
-                continue;
-            }
-            // It holds nothing now, or does not hold one of them: which one is not said.
-            if !self.holds(wide, target, floors, &[]).await? {
-                return Err(target.unacknowledged());
-            }
-            for tombstone in chunk {
-                let one = std::slice::from_ref(tombstone);
-                if !self.holds(wide, target, floors, one).await? {
-                    refused.push(tombstone.0.clone());
+            let (region, wide) = (self.clone(), Arc::clone(wide));
+            let (floors, tombstones) = (floors.clone(), Arc::clone(tombstones));
+            held.spawn(async move {
+                for chunk in tombstones.chunks(MAX_TOMBSTONES) {
+                    let (membership, tombstones) = (target.membership, chunk.to_vec());
+                    let question =
+                        Question::Hold { membership, floors: floors.clone(), tombstones };
+                    match region.ask_target(&wide, target, question).await {
+                        Some(Answer::Epoch { .. }) => {}
+                        _ => return Err(target.unacknowledged()),
+                    }
                 }
-            }
+                Ok(())
+            });
         }
-        Ok(refused)
+        // Ends: each turn takes one of them.
+        while let Some(answered) = held.join_next().await {
+            answered.map_err(|_| RegionCollectError::NotWhole)??;
+        }
+        Ok(())
     }
 
-    /// Whether a replica holds all of the tombstones, once it was asked to.
-    async fn holds(
-        &self,
-        wide: &Arc<dyn Link>,
-        target: Target,
-        floors: &Floors,
-        tombstones: &[Tombstone],
-    ) -> Result<bool, RegionCollectError> {
-        let (membership, floors) = (target.membership, floors.clone());
-        let question = Question::Hold { membership, floors, tombstones: tombstones.to_vec() };
-        match self.ask_target(wide, target, question).await {
-            Some(Answer::Epoch { .. }) => Ok(true),
-            Some(Answer::Later) => Ok(false),
-            _ => Err(target.unacknowledged()),
-        }
-    }
-
-    /// Drops the tombstones at every replica, and says how many each one was told to drop in time.
-    /// A replica that misses it keeps its tombstones, and collects them another time.
+    /// Drops the tombstones at every replica, and says how many this one has dropped. A replica
+    /// that misses it keeps its tombstones, and collects them another time.
     async fn forget_everywhere(
         &self,
         wide: &Arc<dyn Link>,
@@ -248,26 +203,23 @@ impl Region {
             let (region, wide) = (self.clone(), Arc::clone(wide));
             let (epoch, tombstones) = (epochs[&target.region] + 2, Arc::clone(tombstones));
             told.spawn(async move {
-                let mut is_done = Vec::new();
+                let mut dropped = 0;
                 for chunk in tombstones.chunks(MAX_TOMBSTONES) {
                     let (membership, tombstones) = (target.membership, chunk.to_vec());
                     let question = Question::Forget { membership, epoch, tombstones };
-                    let answer = region.ask_target(&wide, target, question).await;
-                    is_done.push(matches!(answer, Some(Answer::Done)));
+                    if let Some(Answer::Done) = region.ask_target(&wide, target, question).await {
+                        dropped += chunk.len();
+                    }
                 }
-                is_done
+                if target.node == region.shared.node.id() { dropped } else { 0 }
             });
         }
-        let mut answered = vec![0; tombstones.len().div_ceil(MAX_TOMBSTONES)];
+        let mut dropped = 0;
         // Ends: each turn takes one of them.
-        while let Some(is_done) = told.join_next().await {
-            for (answered, is_done) in answered.iter_mut().zip(is_done.unwrap_or_default()) {
-                *answered += usize::from(is_done);
-            }
+        while let Some(by_one) = told.join_next().await {
+            dropped += by_one.unwrap_or(0);
         }
-        let chunks = tombstones.chunks(MAX_TOMBSTONES).zip(answered);
-        let dropped = chunks.filter(|(_, answered)| *answered == targets.len());
-        dropped.map(|(chunk, _)| chunk.len()).sum()
+        dropped
     }
 
     /// Raises the epoch of a replica, and says what it is then.
@@ -306,11 +258,9 @@ impl Target {
 }
 
 pub(super) async fn run(shared: Weak<Shared>, every: Duration) {
-    // Not all nodes at once: of collectors that raise the epochs beside each other one goes on.
-    let mut pause = every.mul_f64(0.5 + fastrand::f64() / 2.0);
     // Ends: with the last handle to the region or a link, or when the node ends.
     loop {
-        sleep(pause).await;
+        sleep(every).await;
         let Some(shared) = shared.upgrade() else { return };
         let region = Region { shared };
         if region.wide().is_none() || region.shared.node.has_ended() {
@@ -319,6 +269,5 @@ pub(super) async fn run(shared: Weak<Shared>, every: Duration) {
         if let Err(error) = region.collect_tombstones().await {
             tracing::debug!(target: "voussoir::quorum", %error, "not all collected");
         }
-        pause = every.mul_f64(0.5 + fastrand::f64());
     }
 }

@@ -10,7 +10,7 @@ use voussoir_quorum::region::{
 };
 use voussoir_quorum::store::{Change, ReplicaStore};
 use voussoir_quorum::table::{CallError, Guarantee, Level, Outcome, TableConfig};
-use voussoir_quorum::version::{Actor, Dot, VersionVector};
+use voussoir_quorum::version::VersionVector;
 use voussoir_quorum::*;
 
 use super::world::{Start, World, map_of, nodes_of};
@@ -259,36 +259,6 @@ async fn tombstones_wait_for_every_region() {
     world.converge(PATIENCE).await;
     for id in 1..=9 {
         assert!(world.states(id).await.is_empty(), "node {id}");
-    }
-}
-
-/// Two regions have deleted a key with contexts that are too long together: neither takes the
-/// other's tombstone. The others go.
-#[tokio::test(start_paused = true)]
-async fn a_tombstone_that_a_region_refuses_holds_up_no_other() {
-    let world = World::begin(11, &[1, 2]).await;
-    world.cut(1, 2);
-    let foreign = |from: u64| -> VersionVector {
-        (from..from + 600).map(|node| Dot::new(Actor::new(node, 1), 1)).collect()
-    };
-    world.table(1).delete("long", &foreign(100)).await.unwrap();
-    world.table(2).delete("long", &foreign(1_000)).await.unwrap();
-    world.table(1).delete("short", &foreign(100)).await.unwrap();
-    world.heal();
-    let mut left = 6;
-    for _ in 0..120 {
-        sleep(Duration::from_secs(1)).await;
-        left = 0;
-        for id in 1..=6 {
-            left += usize::from(world.states(id).await.contains_key("short".as_bytes()));
-        }
-        if left == 0 {
-            break;
-        }
-    }
-    assert_eq!(left, 0, "it was collected everywhere");
-    for id in 1..=6 {
-        assert!(world.states(id).await["long".as_bytes()].is_tombstone(), "node {id}");
     }
 }
 
