@@ -92,6 +92,29 @@ impl Life {
         }
     }
 
+    /// An operator takes a replica out of a region that has enough of them. Returns the region
+    /// while it is in the joint epoch.
+    pub(super) async fn begin_change(&mut self) -> Option<u64> {
+        let is_wide = |region: &u64| {
+            let members = self.world.latest(*region).ids();
+            self.is_there(*region) && self.is_full(*region) && members.len() > 3
+        };
+        let region = REGIONS.into_iter().find(is_wide)?;
+        let members = self.world.latest(region).ids();
+        let old = self.rng.pick(&members).copied()?;
+        let at = self.whole(region, old)?;
+        self.operate(at, MemberChange::Remove(old), Duration::from_secs(4));
+        // The epoch is decided by a few messages.
+        for _ in 0..100 {
+            sleep(Duration::from_millis(1)).await;
+            self.world.follow();
+            if self.is_changing(region) {
+                return Some(region);
+            }
+        }
+        None
+    }
+
     fn operate(&mut self, at: u64, wanted: MemberChange, timeout: Duration) {
         let Some((node, link, mut is_gone)) = self.world.operator(at) else { return };
         let counts = self.counts.clone();

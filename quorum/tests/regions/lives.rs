@@ -136,7 +136,10 @@ impl Life {
     /// A replica loses its disk: one at a time, and not with another one of its region down. Some
     /// never come back.
     async fn lose(&mut self) {
-        let changing = REGIONS.into_iter().find(|region| self.is_changing(*region));
+        let mut changing = REGIONS.into_iter().find(|region| self.is_changing(*region));
+        if changing.is_none() && self.lost.is_none() {
+            changing = self.begin_change().await;
+        }
         let changing = changing.filter(|_| self.rng.chance(700_000));
         let region = changing.unwrap_or(*self.rng.pick(&REGIONS).unwrap());
         let members = self.world.latest(region).ids();
