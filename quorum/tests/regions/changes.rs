@@ -79,7 +79,7 @@ impl Life {
         let old = dead.or_else(|| self.rng.pick(&members).copied());
         let wanted = match (self.rng.below(6), old) {
             (0 | 1, _) if members.len() < 5 => self.spare(region).await.map(MemberChange::Add),
-            (2 | 3, Some(old)) if members.len() > 3 => Some(MemberChange::Remove(old)),
+            (2 | 3, Some(old)) if self.may_shrink(&members) => Some(MemberChange::Remove(old)),
             (_, Some(old)) => {
                 let new = self.spare(region).await;
                 new.map(|new| MemberChange::Replace { old, new })
@@ -97,7 +97,7 @@ impl Life {
     pub(super) async fn begin_change(&mut self) -> Option<u64> {
         let is_wide = |region: &u64| {
             let members = self.world.latest(*region).ids();
-            self.is_there(*region) && self.is_full(*region) && members.len() > 3
+            self.is_there(*region) && self.is_full(*region) && self.may_shrink(&members)
         };
         let region = REGIONS.into_iter().find(is_wide)?;
         let members = self.world.latest(region).ids();
@@ -113,6 +113,11 @@ impl Life {
             }
         }
         None
+    }
+
+    /// Whether three replicas are left, also if every operator that is still at work takes one out.
+    fn may_shrink(&self, members: &[u64]) -> bool {
+        members.len() > 3 + self.operators.len()
     }
 
     fn operate(&mut self, at: u64, wanted: MemberChange, timeout: Duration) {

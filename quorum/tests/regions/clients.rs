@@ -123,13 +123,15 @@ impl Client {
     pub(crate) async fn run(mut self) {
         while !self.oracle.is_over.load(Ordering::Relaxed) {
             sleep(Duration::from_millis(self.rng.below(60))).await;
-            let is_in = self
-                .world
-                .with(|state| state.map.regions.iter().any(|region| region.id == self.region));
-            if is_in {
+            if self.is_in() {
                 self.step().await;
             }
         }
+    }
+
+    /// Whether the client's region is one of the map: one that was taken out still answers.
+    fn is_in(&self) -> bool {
+        self.world.with(|state| state.map.regions.iter().any(|region| region.id == self.region))
     }
 
     /// The table of a region. One that was made under an earlier map may be of a region that has
@@ -201,6 +203,7 @@ impl Client {
         let put = self.table(self.region).put(key.to_owned(), seen, value.clone()).await;
         if let Ok(state) = put
             && self.epoch() == epoch
+            && self.is_in()
         {
             let dot = dot_of(&state, &value);
             self.oracle.acknowledged(key, self.region, seen, dot, false);
@@ -212,7 +215,7 @@ impl Client {
         let epoch = self.epoch();
         let table = self.table(self.region);
         let is_deleted = table.delete(key.to_owned(), seen).await.is_ok();
-        if is_deleted && !seen.is_empty() && self.epoch() == epoch {
+        if is_deleted && !seen.is_empty() && self.epoch() == epoch && self.is_in() {
             self.counts.reached("a key was deleted");
             let is_cut = self.world.is_cut();
             self.counts.add("a key was deleted while regions were cut", is_cut.into());
