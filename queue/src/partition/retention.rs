@@ -50,10 +50,10 @@ impl ByAge {
     }
 }
 
+#[cfg(feature = "journal")]
 impl Partition {
     /// As [`retention_offset`](Self::retention_offset), for a task: lets others run between two
     /// reads. All that is too old is read, which may be much.
-    #[cfg(feature = "journal")]
     pub(crate) async fn retention_offset_in_task(
         &self,
         retention: Retention,
