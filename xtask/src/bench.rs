@@ -49,6 +49,8 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
                     .args(["--features", "rivals", "--bin", bench]),
                 Home::Own(manifest) => command.args(["--release", "--manifest-path", manifest]),
             };
+            // It prints each of its steps otherwise.
+            command.env("WALRUS_QUIET", "1");
             let databases = NEED_DATABASES.contains(bench).then(TwoDatabases::start).transpose()?;
             if let Some(databases) = &databases {
                 databases.announce(&mut command);

@@ -1,8 +1,9 @@
 //! Small writes of several partitions in one commit of the journal.
 //!
 //! With many partitions each has little to write, and a commit for each of them costs more than
-//! what it carries. While a commit is on its way, small writes wait here; when it has been
-//! answered, all of them leave together. A write that finds nothing on its way leaves at once.
+//! what it carries. While two commits are on their way, small writes wait here; when one has been
+//! answered, all of them leave together. Two, so that the journal goes on with the second one while
+//! the first is answered: with one, it waits for the next between any two syncs.
 //!
 //! What is put together does not share its fate: when the journal rejects the commit, each write is
 //! submitted by itself, in the same order.
@@ -29,6 +30,8 @@ use crate::error::StoreError;
 const COMMIT_BYTES: usize = 64 << 10;
 /// Writes of one commit. The journal takes 2,048 operations, of which each write has up to two.
 const COMMIT_WRITES: usize = 512;
+/// Commits of small writes that are on their way beside each other.
+const COMMITS: usize = 2;
 
 /// A small write: one batch of the journal for one log.
 pub(super) struct Small {
@@ -64,7 +67,7 @@ pub(super) struct Gather {
 
 #[derive(Default)]
 struct Inner {
-    /// In the order of their arrival. Invariant: empty unless a commit is on its way. Bounded by
+    /// In the order of their arrival. Invariant: empty unless `in_flight` is at least `COMMITS`. Bounded by
     /// the writes that partitions may have on their way.
     waiting: Vec<(Small, Done)>,
     /// Commits of small writes that are on their way, or stalled.
@@ -110,7 +113,7 @@ impl Gather {
         {
             let mut inner = self.inner.lock();
             inner.waiting.push((small, done));
-            if inner.in_flight == 0 {
+            if inner.in_flight < COMMITS {
                 self.send(&mut inner, &mut later);
             }
         }
@@ -207,7 +210,7 @@ impl Gather {
         inner.in_flight -= usize::from(is_small);
         self.hand_in(inner, later);
         // Ends: each round takes writes off.
-        while inner.in_flight == 0 && !inner.waiting.is_empty() {
+        while inner.in_flight < COMMITS && !inner.waiting.is_empty() {
             self.send(inner, later);
         }
     }
@@ -408,14 +411,14 @@ mod tests {
     #[test]
     fn what_waits_leaves_together() {
         let setup = Setup::new();
-        let partitions = setup.partitions::<4>();
+        let partitions = setup.partitions::<5>();
         let before = setup.journal.stats().commits;
-        for (partition, name) in partitions.iter().zip(["a", "b", "c", "d"]) {
+        for (partition, name) in partitions.iter().zip(["a", "b", "c", "d", "e"]) {
             setup.write(partition, name, 1, None);
         }
         let answers = setup.work();
-        assert_eq!(answers, ["a", "b", "c", "d"].map(|name| (name, Ok::<_, StoreError>(()))));
-        assert_eq!(setup.journal.stats().commits - before, 2, "the first one, and the others");
+        assert_eq!(answers, ["a", "b", "c", "d", "e"].map(|name| (name, Ok::<_, StoreError>(()))));
+        assert_eq!(setup.journal.stats().commits - before, 3, "the first two, and the others");
         assert!(partitions.iter().all(|partition| names(partition).len() == 1));
     }
 
@@ -442,7 +445,9 @@ mod tests {
         let setup = Setup::new();
         let [first, second] = setup.partitions();
         setup.write(&first, "a", 1, None);
+        setup.write(&first, "c", 1, Some(1));
         setup.write(&second, "b", 1, None);
+        assert_eq!(setup.store.gather().inner.lock().waiting.len(), 1);
         setup.write(&second, "l", 40 << 10, Some(1));
         setup.write(&second, "s", 1, Some(2));
         let waiting = setup.store.gather().inner.lock().waiting.len();
@@ -505,6 +510,7 @@ mod tests {
             let line: Vec<_> =
                 (0..if is_foreign { 6 } else { 0 }).map(|_| fill(90 << 10)).collect();
             setup.write(&first, "a", 1, None);
+            setup.write(&first, "c", 1, Some(1));
             setup.write(&first, "x", 1, Some(5));
             setup.write(&second, "b", 1, None);
             let filled = fill(50 << 10);
@@ -512,7 +518,7 @@ mod tests {
             let answers = setup.work();
             let all = answers.iter().filter(|(name, _)| *name != "x");
             assert!(all.clone().all(|(_, result)| result.is_ok()), "{answers:?}");
-            assert_eq!(all.count(), if is_foreign { 3 } else { 4 });
+            assert_eq!(all.count(), if is_foreign { 4 } else { 5 });
             let of_x = answers.iter().find(|(name, _)| *name == "x").map(|(_, it)| it);
             assert!(matches!(of_x, Some(Err(StoreError::Busy { .. }))), "{answers:?}");
             drop((line, filled));
