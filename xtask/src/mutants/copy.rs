@@ -73,6 +73,8 @@ impl Copy {
         // Line tables double the time of a link, and no one debugs a mutant.
         command.env("CARGO_INCREMENTAL", "1");
         command.env("CARGO_PROFILE_TEST_DEBUG", "0").env("CARGO_PROFILE_DEV_DEBUG", "0");
+        // In one unit, each mutant would have its whole crate built again.
+        command.env_remove("CARGO_PROFILE_TEST_CODEGEN_UNITS");
         if let Some(services) = &self.services {
             services.announce(&mut command);
         }
