@@ -107,8 +107,8 @@ const TESTS: &[Test] = &[
     },
     Test {
         package: "voussoir-txn",
-        args: &["--test", "power"],
-        length: &[("VOUSSOIR_POWER_LOSSES", "4000")],
+        args: &["--test", "power", "--test", "power_two_phase"],
+        length: &[("VOUSSOIR_POWER_LOSSES", "20000")],
     },
     Test {
         package: "voussoir-cache",
