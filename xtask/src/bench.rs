@@ -19,6 +19,7 @@ const BENCHES: &[(&str, Home)] = &[
     ("queue", Home::Own("benches/queue/Cargo.toml")),
     ("faults", Home::Own("benches/faults/Cargo.toml")),
     ("quorum", Home::Own("benches/quorum/Cargo.toml")),
+    ("store", Home::Own("benches/store/Cargo.toml")),
 ];
 
 /// Benches over two databases.
