@@ -80,6 +80,21 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) -> Result<(), RequestError> {
     Ok(())
 }
 
+/// Makes one line of the cookies that a client of HTTP/2 split over several. Before HTTP/1, where
+/// servers read one line or join several by commas, this is required (RFC 9113 §8.2.3).
+pub(super) fn join_cookies(headers: &mut HeaderMap) {
+    let mut lines = headers.get_all(header::COOKIE).iter();
+    let (Some(first), Some(second)) = (lines.next(), lines.next()) else { return };
+    let mut joined = first.as_bytes().to_vec();
+    for line in std::iter::once(second).chain(lines) {
+        joined.extend_from_slice(b"; ");
+        joined.extend_from_slice(line.as_bytes());
+    }
+    if let Ok(value) = HeaderValue::from_bytes(&joined) {
+        headers.insert(header::COOKIE, value);
+    }
+}
+
 /// Which headers tell backends about the client.
 #[derive(Clone, Debug)]
 #[non_exhaustive]

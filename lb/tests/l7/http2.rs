@@ -174,6 +174,27 @@ async fn http1_in_front_of_http2_and_http2_in_front_of_http1_work() {
     }
 }
 
+/// RFC 9113 §8.2.3: browsers split cookies over several lines, and a server of HTTP/1 reads one.
+#[tokio::test]
+async fn cookies_that_http2_splits_are_one_line_before_http1() {
+    let (address, _proxy) = simple(&[echo().await]).await;
+    let mut client = Client2::connect(address).await;
+    for (crumbs, expected) in [
+        (&["a=1"][..], "cookie: a=1"),
+        (&["a=1", "b=2"], "cookie: a=1; b=2"),
+        (&["a=1", "b=2; c=3", "d=\"4\""], "cookie: a=1; b=2; c=3; d=\"4\""),
+    ] {
+        let mut request = Request::get("http://a/");
+        for crumb in crumbs {
+            request = request.header("cookie", *crumb);
+        }
+        let request = request.body(Frames::new(Vec::new())).unwrap();
+        let (status, seen, ..) = client.ask(request).await;
+        let lines: Vec<&str> = seen.lines().filter(|line| line.starts_with("cookie")).collect();
+        assert_eq!((status, lines), (200, vec![expected]));
+    }
+}
+
 #[tokio::test]
 async fn a_drain_tells_http2_clients_to_go_and_finishes_their_requests() {
     let to = backend(|mut conn, _| async move {

@@ -23,7 +23,9 @@ use crate::endpoint::Outcome;
 use crate::l7::body::SharedBody;
 use crate::l7::config::{KeySource, Protocol};
 use crate::l7::gate::GatePermit;
-use crate::l7::headers::{Hop, Rewrite, has_connection_option, host_value, remove_hop_by_hop};
+use crate::l7::headers::{
+    Hop, Rewrite, has_connection_option, host_value, join_cookies, remove_hop_by_hop,
+};
 use crate::l7::io::tunnel;
 use crate::l7::matching::cookies;
 use crate::l7::router::{RequestFacts, Route};
@@ -257,6 +259,9 @@ fn address_backend(
         parts.headers.remove(header::CONNECTION);
         parts.headers.remove(header::UPGRADE);
     } else {
+        if parts.version == Version::HTTP_2 {
+            join_cookies(&mut parts.headers);
+        }
         parts.version = Version::HTTP_11;
         parts.headers.insert(header::HOST, host);
     }
