@@ -166,6 +166,7 @@ impl Endpoint {
         if self.consecutive.load(Relaxed) != 0 {
             self.consecutive.store(0, Relaxed);
         }
+        self.failing.forget(now, self.tracking.failure_rate);
         if self.tracking.windows {
             self.window.fetch_add(1 << 32, Relaxed);
             self.window_latency.fetch_add(latency, Relaxed);

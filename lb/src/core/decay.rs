@@ -6,11 +6,15 @@ use crate::sync::AtomicU64;
 
 /// One tick of the stamp is 2^20 ns, about 1.05 ms.
 const TICK_SHIFT: u32 = 20;
+/// A time before the stamp by less than this, 69 s, is that of a late caller. Anything further apart
+/// is the time of a value that nobody has changed for ages.
+const LATE_TICKS: u32 = 1 << 16;
 
 /// A non-negative number that halves every half-life. The word holds the `f32` value in its upper
 /// half and the tick of its last change in its lower half, so that both are read together.
 ///
-/// Ticks wrap after 52 days; a value last changed longer than 26 days ago reads as undecayed.
+/// Ticks wrap after 52 days: a value that nobody has changed for that long, within
+/// [`LATE_TICKS`] before, reads as undecayed for once. [`forget`](Self::forget) ends such values.
 #[derive(Debug)]
 pub(crate) struct Decaying {
     word: AtomicU64,
@@ -30,7 +34,8 @@ fn unpack(word: u64) -> (f32, u32) {
 
 /// Ticks from `stamp` to `now`; 0 when another thread passed a later `now` before.
 fn elapsed(now: u32, stamp: u32) -> u32 {
-    now.wrapping_sub(stamp).cast_signed().max(0) as u32
+    let ticks = now.wrapping_sub(stamp);
+    if ticks > u32::MAX - LATE_TICKS { 0 } else { ticks }
 }
 
 /// `2^-halves`, exact for whole numbers and at most 6.2 % above between them.
@@ -65,6 +70,17 @@ impl Decaying {
     /// The `rate` of a half-life in ns.
     pub(crate) fn rate(half_life: u64) -> f32 {
         (1u64 << TICK_SHIFT) as f32 / half_life as f32
+    }
+
+    /// Makes a value that has decayed to nothing 0, so that it is nothing also when ticks wrap.
+    #[inline]
+    pub(crate) fn forget(&self, now: u64, rate: f32) {
+        let word = self.word.load(Relaxed);
+        if word >> 32 == 0 || self.read(now, rate) > 0.0 {
+            return;
+        }
+        // Fails only if another thread has changed the value: it is not old any more.
+        let _ = self.word.compare_exchange(word, 0, Relaxed, Relaxed);
     }
 
     /// Adds to the value.
@@ -145,6 +161,39 @@ mod tests {
         }
         let settled = average.read(20 * SECOND, rate);
         assert!((95.0..110.0).contains(&settled), "{settled}");
+    }
+
+    const DAY: u64 = 86_400 * SECOND;
+
+    #[test]
+    fn a_value_that_nobody_changes_stays_decayed() {
+        let rate = Decaying::rate(SECOND);
+        for begun in [SECOND, 20 * DAY, 51 * DAY] {
+            let value = Decaying::new();
+            value.add(begun, rate, 8.0);
+            for day in 1..52 {
+                assert!(value.read(begun + day * DAY, rate) == 0.0, "day {day}");
+            }
+            value.add(begun + 30 * DAY, rate, 1.0);
+            assert!(close(value.read(begun + 30 * DAY, rate), 1.0), "the old ones count no more");
+            assert!(close(value.read(begun + 30 * DAY + SECOND, rate), 0.5), "it decays");
+            let average = Decaying::new();
+            average.peak(begun, rate, 900.0);
+            average.peak(begun + 30 * DAY, rate, 100.0);
+            assert!(close(average.read(begun + 30 * DAY, rate), 100.0), "the old peak is over");
+        }
+    }
+
+    #[test]
+    fn a_value_that_is_forgotten_does_not_return_when_ticks_wrap() {
+        let rate = Decaying::rate(SECOND);
+        let wrap = 1 << (32 + TICK_SHIFT);
+        let value = Decaying::new();
+        value.add(SECOND, rate, 8.0);
+        value.forget(2 * SECOND, rate);
+        assert!(close(value.read(2 * SECOND, rate), 4.0), "it is not old");
+        value.forget(40 * DAY, rate);
+        assert!(value.read(SECOND + wrap, rate) == 0.0);
     }
 
     #[test]
