@@ -15,7 +15,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
-use voussoir_lb::l7::{HttpConfig, Protocol, UpstreamConfig};
+use voussoir_lb::l7::{HttpConfig, PathMatch, Protocol, Route, Router, UpstreamConfig};
 
 use crate::support::*;
 
@@ -351,6 +351,39 @@ async fn a_stream_whose_client_grants_no_window_lets_go_of_its_backend() {
         assert_eq!(error.await.reason(), Some(h2::Reason::CANCEL), "{window}");
         assert_eq!((proxy.stats().open, proxy.stats().cancelled), (1, 1), "{window}");
         assert_eq!(up.stats().active, 0);
+    }
+}
+
+/// Without a backend: what the proxy answers by itself is a body too.
+#[tokio::test]
+async fn an_answer_of_the_proxy_waits_no_longer_for_a_window_either() {
+    for window in [0, 1] {
+        let mut config = HttpConfig::default();
+        config.body_timeout = Duration::from_millis(300);
+        config.idle_timeout = Duration::from_millis(300);
+        let route = Route::new("other", upstream(&[nobody().await], UpstreamConfig::default()))
+            .with_path(PathMatch::Exact("/other".into()));
+        let (address, proxy) = proxy_with(Router::new(vec![route]).unwrap(), config).await;
+        let answer = windowed(address, window).await;
+        assert_eq!(answer.status(), 404);
+        let mut body = answer.into_body();
+        let error = soon(async {
+            loop {
+                match body.data().await.expect("an end is an error") {
+                    Ok(_) => {}
+                    Err(error) => return error,
+                }
+            }
+        });
+        // What fits is handed to h2 whole: then the connection is idle, and is closed as such.
+        let expected = (window == 0).then_some(h2::Reason::CANCEL);
+        assert_eq!(error.await.reason(), expected, "{window}");
+        let idle = async {
+            while proxy.stats().open > 0 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        soon(idle).await;
     }
 }
 

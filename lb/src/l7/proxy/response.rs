@@ -178,7 +178,7 @@ impl ProxyBody {
     }
 
     pub(super) fn full(bytes: Bytes) -> Self {
-        Self { kind: Kind::Full(bytes), request: None, watch: None }
+        Self { kind: Kind::Full(bytes), request: None, watch: watch() }
     }
 
     pub(super) fn backend(body: Incoming, exchange: Box<Exchange>, timeout: Duration) -> Self {
@@ -189,12 +189,16 @@ impl ProxyBody {
         let exchange = Some(exchange);
         let judgement = Judgement::Unset;
         let streaming = Streaming { body, exchange, timeout, stall: None, judgement };
-        let watch = StreamWatch::current();
-        if let Some(watch) = &watch {
-            watch.handed_out();
-        }
-        Self { kind: Kind::Backend(Box::new(streaming)), request: None, watch }
+        Self { kind: Kind::Backend(Box::new(streaming)), request: None, watch: watch() }
     }
+}
+
+/// The watch of the HTTP/2 stream that is to send a body. From here on the stream waits for its
+/// client until the body has nothing to send.
+fn watch() -> Option<Arc<StreamWatch>> {
+    let watch = StreamWatch::current()?;
+    watch.handed_out();
+    Some(watch)
 }
 
 impl Streaming {
@@ -261,7 +265,12 @@ impl Body for ProxyBody {
         match &mut this.kind {
             Kind::Empty => Poll::Ready(None),
             Kind::Full(bytes) if bytes.is_empty() => Poll::Ready(None),
-            Kind::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Kind::Full(bytes) => {
+                if let Some(watch) = &this.watch {
+                    watch.handed_out();
+                }
+                Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes)))))
+            }
             Kind::Backend(streaming) => {
                 let polled = streaming.poll_frame(cx);
                 if let Some(watch) = &this.watch {
