@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::net::UdpSocket;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
-use voussoir_lb::l4::{OnFullFlows, Route, UdpConfig, UdpProxy};
+use voussoir_lb::l4::{Connection, OnFullFlows, Route, UdpConfig, UdpProxy};
 use voussoir_lb::strategy::{LeastConnections, RoundRobin};
 use voussoir_lb::{Balancer, Clock, Config, Monotonic, OutlierConfig};
 
@@ -102,6 +102,32 @@ async fn a_client_stays_at_its_endpoint_and_gets_its_own_answers() {
     assert_eq!(balancer.endpoints()[0].in_flight(), 5);
     let endpoint = &balancer.stats(Monotonic.now()).endpoints[0];
     assert_eq!((endpoint.failures, endpoint.cancelled), (0, 0));
+}
+
+/// One source port may ask two services, as DNS and games do, and whatever is behind a NAT.
+#[tokio::test]
+async fn one_client_at_two_sockets_has_two_flows() {
+    let [a, b] = [UdpBackend::new(b'a').await, UdpBackend::new(b'b').await];
+    let sockets = [0; 2].map(|_| std::net::UdpSocket::bind("127.0.0.1:0").expect("a port"));
+    let [first, second] = sockets.each_ref().map(|socket| socket.local_addr().expect("bound"));
+    let (to_a, to_b) = (balancer(&[a.address]), balancer(&[b.address]));
+    let route = move |connection: &Connection<'_>| {
+        Some(if connection.local == first { to_a.clone() } else { to_b.clone() })
+    };
+    let proxy = UdpProxy::new(route, UdpConfig::default()).expect("valid");
+    for socket in sockets {
+        socket.set_nonblocking(true).expect("a socket");
+        let (serving, socket) = (proxy.clone(), UdpSocket::from_std(socket).expect("a socket"));
+        tokio::spawn(async move { serving.serve(socket).await });
+    }
+    let client = UdpSocket::bind("127.0.0.1:0").await.expect("a port");
+    let mut buffer = [0; 16];
+    for (to, letter) in [(first, b'a'), (second, b'b'), (first, b'a'), (second, b'b')] {
+        client.send_to(b"?", to).await.expect("loopback");
+        let (len, from) = soon(client.recv_from(&mut buffer)).await.expect("an answer");
+        assert_eq!((&buffer[..len], from), (&[letter, b'?'][..], to));
+    }
+    assert_eq!((proxy.stats().active, proxy.stats().flows), (2, 2));
 }
 
 /// More datagrams at once than a socket is known to be ready for.
@@ -246,9 +272,7 @@ async fn a_flow_stays_at_an_endpoint_that_leaves_the_set() {
     set(&balancer, &[b.address]);
     assert_eq!(ask(&old, b"2").await, b'a');
     assert_eq!(ask(&running.client().await, b"3").await, b'b');
-    running
-        .proxy
-        .set_route(move |_: &voussoir_lb::l4::Connection<'_>| -> Option<Balancer> { None });
+    running.proxy.set_route(move |_: &Connection<'_>| -> Option<Balancer> { None });
     assert_eq!(ask(&old, b"4").await, b'a');
     running.client().await.send(b"x").await.expect("loopback");
     until(|| running.proxy.stats().rejected_route == 1).await;

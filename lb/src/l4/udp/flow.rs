@@ -21,10 +21,18 @@ use crate::l4::stats::add;
 /// Answers that a flow forwards before others have their turn.
 const ANSWERS_MAX: usize = 64;
 
+/// The addresses that tell a flow from all others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Ends {
+    pub(super) client: SocketAddr,
+    /// Of the socket that the client sends to: each may be the place of another service.
+    pub(super) local: SocketAddr,
+}
+
 #[derive(Debug)]
 pub(super) struct Flow {
     upstream: UdpSocket,
-    client: SocketAddr,
+    ends: Ends,
     /// Time of the last datagram in either direction, in ns.
     last_activity: AtomicU64,
     /// Datagrams for the endpoint that its socket had no room for.
@@ -37,10 +45,10 @@ pub(super) struct Flow {
 }
 
 impl Flow {
-    pub(super) fn new(upstream: UdpSocket, client: SocketAddr, now: u64) -> Self {
+    pub(super) fn new(upstream: UdpSocket, ends: Ends, now: u64) -> Self {
         Self {
             upstream,
-            client,
+            ends,
             last_activity: AtomicU64::new(now),
             queue: Mutex::default(),
             is_ended: AtomicBool::new(false),
@@ -49,8 +57,8 @@ impl Flow {
         }
     }
 
-    pub(super) fn client(&self) -> SocketAddr {
-        self.client
+    pub(super) fn ends(&self) -> Ends {
+        self.ends
     }
 
     pub(super) fn last_activity(&self) -> u64 {
@@ -172,7 +180,7 @@ pub(super) fn start(shared: &Arc<Shared>, flow: Arc<Flow>, socket: Arc<UdpSocket
             }
             End::Ended => {}
         }
-        let (client, endpoint) = (flow.client, pick.endpoint().name());
+        let (client, endpoint) = (flow.ends.client, pick.endpoint().name());
         tracing::debug!(target: "voussoir::lb", %client, endpoint, ?end, "flow ended");
         // Before the place is given back: who waits for that finds the endpoint released.
         drop(pick);
@@ -251,7 +259,7 @@ async fn answer(
         pick.record(shared.now(), Outcome::Success);
         if let Answer::Blocked(datagram) = answer {
             // The answers behind it wait in the socket of the flow.
-            let sent = socket.send_to(&datagram, flow.client).await;
+            let sent = socket.send_to(&datagram, flow.ends.client).await;
             count_answer(shared, sent.is_ok());
         }
     }
@@ -270,7 +278,7 @@ fn answer_one(
         Err(_) => return Ok(Answer::None),
     };
     flow.touch(shared.elapsed());
-    match socket.try_send_to(&scratch[..len], flow.client) {
+    match socket.try_send_to(&scratch[..len], flow.ends.client) {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             Ok(Answer::Blocked(scratch[..len].to_vec()))
         }

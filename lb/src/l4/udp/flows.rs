@@ -1,10 +1,9 @@
-//! The flows of a proxy, by client address, in the order of their last datagram.
+//! The flows of a proxy, by their addresses, in the order of their last datagram.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
-use super::flow::Flow;
+use super::flow::{Ends, Flow};
 
 /// No place.
 const NONE: usize = usize::MAX;
@@ -26,7 +25,7 @@ struct Node {
 /// A map and a doubly linked list over one slab.
 #[derive(Debug)]
 pub(super) struct Flows {
-    by_client: HashMap<SocketAddr, usize>,
+    by_ends: HashMap<Ends, usize>,
     nodes: Vec<Option<Node>>,
     free: Vec<usize>,
     oldest: usize,
@@ -36,7 +35,7 @@ pub(super) struct Flows {
 impl Default for Flows {
     fn default() -> Self {
         Self {
-            by_client: HashMap::new(),
+            by_ends: HashMap::new(),
             nodes: Vec::new(),
             free: Vec::new(),
             oldest: NONE,
@@ -47,12 +46,12 @@ impl Default for Flows {
 
 impl Flows {
     pub(super) fn len(&self) -> usize {
-        self.by_client.len()
+        self.by_ends.len()
     }
 
-    /// The flow of a client, which becomes the newest.
-    pub(super) fn touch(&mut self, client: SocketAddr, now: u64) -> Option<Arc<Flow>> {
-        let at = *self.by_client.get(&client)?;
+    /// The flow between two addresses, which becomes the newest.
+    pub(super) fn touch(&mut self, ends: Ends, now: u64) -> Option<Arc<Flow>> {
+        let at = *self.by_ends.get(&ends)?;
         let node = self.node(at);
         node.placed = now;
         node.flow.touch(now);
@@ -61,10 +60,10 @@ impl Flows {
         Some(flow)
     }
 
-    /// Adds a flow as the newest. Replaces another one of the same client.
+    /// Adds a flow as the newest. Replaces another one between the same addresses.
     pub(super) fn insert(&mut self, flow: Arc<Flow>) {
-        let client = flow.client();
-        if let Some(&at) = self.by_client.get(&client) {
+        let ends = flow.ends();
+        if let Some(&at) = self.by_ends.get(&ends) {
             self.take(at).end();
         }
         let placed = flow.last_activity();
@@ -79,13 +78,13 @@ impl Flows {
                 self.nodes.len() - 1
             }
         };
-        self.by_client.insert(client, at);
+        self.by_ends.insert(ends, at);
         self.link_newest(at);
     }
 
     /// Removes this flow, unless another one has taken its place.
     pub(super) fn remove(&mut self, flow: &Arc<Flow>) -> bool {
-        let Some(&at) = self.by_client.get(&flow.client()) else { return false };
+        let Some(&at) = self.by_ends.get(&flow.ends()) else { return false };
         if !Arc::ptr_eq(&self.node(at).flow, flow) {
             return false;
         }
@@ -123,7 +122,7 @@ impl Flows {
         self.unlink(at);
         let node = self.nodes[at].take().expect("an index of the map or list is occupied");
         self.free.push(at);
-        self.by_client.remove(&node.flow.client());
+        self.by_ends.remove(&node.flow.ends());
         node.flow
     }
 

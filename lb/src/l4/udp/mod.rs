@@ -25,7 +25,7 @@ mod flow;
 mod flows;
 mod stats;
 
-use flow::Flow;
+use flow::{Ends, Flow};
 use flows::Flows;
 use stats::Counters;
 pub use stats::UdpStats;
@@ -39,7 +39,7 @@ const ERROR_PAUSE: Duration = Duration::from_millis(10);
 
 /// Forwards UDP datagrams to endpoints that balancers choose.
 ///
-/// What one client address sends is a flow. A flow keeps its endpoint and has a socket of its own
+/// What one client address sends to one socket is a flow. A flow keeps its endpoint and has a socket of its own
 /// to it, so answers find their client. It ends when it is idle, when the endpoint answers with an
 /// ICMP error, which counts as a failure, or in favour of another flow at the limit.
 ///
@@ -117,12 +117,20 @@ impl UdpProxy {
     }
 
     /// Forwards datagrams that arrive at `socket`, until [`drain`](UdpProxy::drain) has ended all
-    /// flows. Several sockets may be served at a time; they share the limits.
+    /// flows. Several sockets may be served at a time; they share the limits. Ends at once, with a
+    /// warning, if the system does not tell the address of `socket`.
     ///
     /// # Cancel safety
     /// Dropping the future stops taking datagrams of clients. Flows that it began still answer, and
     /// end when they are idle.
     pub async fn serve(&self, socket: UdpSocket) {
+        let local = match socket.local_addr() {
+            Ok(local) => local,
+            Err(error) => {
+                tracing::warn!(target: "voussoir::lb", %error, "the socket has no address");
+                return;
+            }
+        };
         let socket = Arc::new(socket);
         let mut closed = self.shared.closed.subscribe();
         let mut buffer = vec![0; MAX_DATAGRAM];
@@ -134,7 +142,10 @@ impl UdpProxy {
                 received = socket.recv_from(&mut buffer) => received,
             };
             match received {
-                Ok((len, from)) => Shared::take(&self.shared, &socket, from, &buffer[..len]),
+                Ok((len, client)) => {
+                    let ends = Ends { client, local };
+                    Shared::take(&self.shared, &socket, ends, &buffer[..len]);
+                }
                 Err(error) => self.pause(&error).await,
             }
         }
@@ -189,15 +200,16 @@ impl UdpProxy {
 
 impl Shared {
     /// Forwards a datagram of a client.
-    fn take(self: &Arc<Self>, socket: &Arc<UdpSocket>, client: SocketAddr, datagram: &[u8]) {
+    fn take(self: &Arc<Self>, socket: &Arc<UdpSocket>, ends: Ends, datagram: &[u8]) {
         add(&self.counters.received);
         let now = self.elapsed();
-        let known = self.flows.lock().touch(client, now);
+        let known = self.flows.lock().touch(ends, now);
         match known {
             Some(flow) => self.forward(&flow, datagram),
             None => {
-                if let Err(dropped) = self.begin(socket, client, datagram, now) {
+                if let Err(dropped) = self.begin(socket, ends, datagram, now) {
                     add(&self.counters.dropped);
+                    let client = ends.client;
                     tracing::debug!(target: "voussoir::lb", %client, reason = dropped, "dropped");
                 }
             }
@@ -216,7 +228,7 @@ impl Shared {
     fn begin(
         self: &Arc<Self>,
         socket: &Arc<UdpSocket>,
-        client: SocketAddr,
+        ends: Ends,
         datagram: &[u8],
         now: u64,
     ) -> Result<(), &'static str> {
@@ -229,8 +241,7 @@ impl Shared {
             return Err("there are as many flows as allowed");
         }
         // Without the lock: the route and the strategy are foreign code.
-        let local = socket.local_addr().map_err(|_| "the socket has no address")?;
-        let pick = self.choose(client, local).ok_or("no endpoint may be used")?;
+        let pick = self.choose(ends).ok_or("no endpoint may be used")?;
         let upstream = match open(pick.endpoint().name(), datagram) {
             Ok(upstream) => upstream,
             Err(error) => {
@@ -245,7 +256,7 @@ impl Shared {
         };
         add(&self.counters.sent_to_upstream);
         add(&self.counters.flows);
-        let flow = Arc::new(Flow::new(upstream, client, now));
+        let flow = Arc::new(Flow::new(upstream, ends, now));
         let evicted = {
             let mut flows = self.flows.lock();
             let evicted = (flows.len() >= self.config.max_flows).then(|| flows.pop_idlest());
@@ -260,7 +271,8 @@ impl Shared {
         Ok(())
     }
 
-    fn choose(&self, client: SocketAddr, local: SocketAddr) -> Option<Pick> {
+    fn choose(&self, ends: Ends) -> Option<Pick> {
+        let Ends { client, local } = ends;
         let connection = Connection { client, peer: client, local, header: None, hello: None };
         let route = self.route.load_full();
         let Some(balancer) = route.route(&connection) else {
