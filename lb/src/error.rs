@@ -47,3 +47,16 @@ pub enum UpdateError {
         weight: u32,
     },
 }
+
+/// Whether a connection failed for want of what this machine has too little of: descriptors, ports,
+/// memory. Says nothing of the endpoint.
+#[cfg(any(feature = "l4", feature = "probes"))]
+pub(crate) fn is_local(error: &std::io::Error) -> bool {
+    /// `EMFILE`, `ENFILE` and `ENOBUFS` of Linux.
+    #[cfg(target_os = "linux")]
+    const LOCAL: [i32; 3] = [24, 23, 105];
+    #[cfg(not(target_os = "linux"))]
+    const LOCAL: [i32; 0] = [];
+    matches!(error.kind(), std::io::ErrorKind::AddrNotAvailable | std::io::ErrorKind::OutOfMemory)
+        || error.raw_os_error().is_some_and(|code| LOCAL.contains(&code))
+}

@@ -204,6 +204,30 @@ async fn an_endpoint_that_joins_is_probed_at_once_and_one_that_leaves_no_more() 
     assert!((8..=12).contains(&(probes.len() - before)), "{}", probes.len() - before);
 }
 
+/// Fails as a connection does when the process has as many descriptors as it may.
+struct NoDescriptor;
+
+#[async_trait]
+impl Probe for NoDescriptor {
+    async fn probe(&self, _: &Endpoint) -> Result<(), ProbeError> {
+        Err(ProbeError::Io(std::io::ErrorKind::AddrNotAvailable.into()))
+    }
+}
+
+/// Or a flood of connections to the proxy would make all its endpoints unhealthy.
+#[tokio::test(start_paused = true)]
+async fn a_probe_that_this_machine_failed_changes_no_health() {
+    let balancer = checked(&["a", "b"]);
+    for endpoint in balancer.endpoints() {
+        balancer.record_check(endpoint.id(), true, 1);
+    }
+    let checker = Checker::start(balancer.clone(), NoDescriptor, config()).expect("valid");
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(healthy(&balancer), ["a", "b"]);
+    let stats = checker.stats();
+    assert!(stats.failed >= 20 && stats.last_failure.is_some(), "{stats:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn rise_and_fall_are_those_of_the_balancer() {
     let balancer = checked(&["a"]);

@@ -16,7 +16,7 @@ use super::{Probe, ProbeError};
 use crate::balancer::Balancer;
 use crate::clock::{Clock, Monotonic};
 use crate::endpoint::Endpoint;
-use crate::error::ConfigError;
+use crate::error::{ConfigError, is_local};
 
 /// When a [`Checker`] probes.
 #[derive(Clone, Debug)]
@@ -73,7 +73,8 @@ impl CheckerConfig {
 pub struct CheckerStats {
     /// Probes that passed.
     pub passed: u64,
-    /// Probes that failed, those that timed out or panicked included.
+    /// Probes that failed, those that timed out or panicked included. One that failed because this
+    /// process has no descriptor, port or memory left is counted, and says nothing of its endpoint.
     pub failed: u64,
     /// Probes that took longer than `timeout`.
     pub timed_out: u64,
@@ -298,6 +299,10 @@ impl Run {
     }
 
     fn complete(&mut self, done: Result<(Id, Result<(), Failure>), JoinError>) {
+        let is_failed_here = matches!(
+            &done,
+            Ok((_, Err(Failure::Failed(ProbeError::Io(error))))) if is_local(error)
+        );
         let (task, reason) = match done {
             Ok((task, Ok(()))) => (task, None),
             Ok((task, Err(Failure::Failed(error)))) => (task, Some(error.to_string())),
@@ -327,6 +332,9 @@ impl Run {
             let change = 1.0 + self.config.jitter * (2.0 * self.rng.f64() - 1.0);
             schedule.at += self.config.interval.mul_f64(change);
             schedule.running = None;
+        }
+        if is_failed_here {
+            return;
         }
         let record = || self.balancer.record_check(endpoint.id(), passed, self.clock.now());
         if catch_unwind(AssertUnwindSafe(record)).is_err() {

@@ -4,6 +4,8 @@
 mod bad_input;
 mod configs;
 mod corpus;
+#[cfg(target_os = "linux")]
+mod descriptors;
 mod gate;
 mod http1;
 mod http2;

@@ -12,6 +12,7 @@ use super::Shared;
 use crate::balancer::Balancer;
 use crate::context::Context;
 use crate::endpoint::{Outcome, Pick};
+use crate::error::is_local;
 use crate::l4::stats::add;
 
 /// How often a connection that waits for an endpoint asks again. What other users of the balancer
@@ -127,15 +128,4 @@ async fn open(shared: &Shared, name: &str) -> io::Result<TcpStream> {
     let stream = connected.map_err(late)??;
     stream.set_nodelay(true)?;
     Ok(stream)
-}
-
-/// Whether the failure is this machine's, which says nothing of the endpoint.
-fn is_local(error: &io::Error) -> bool {
-    /// `EMFILE`, `ENFILE` and `ENOBUFS` of Linux.
-    #[cfg(target_os = "linux")]
-    const LOCAL: [i32; 3] = [24, 23, 105];
-    #[cfg(not(target_os = "linux"))]
-    const LOCAL: [i32; 0] = [];
-    matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::OutOfMemory)
-        || error.raw_os_error().is_some_and(|code| LOCAL.contains(&code))
 }

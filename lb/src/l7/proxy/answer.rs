@@ -21,6 +21,8 @@ pub(super) enum Failure {
     Gate(GateRejected),
     #[error("no backend may be used now")]
     NoEndpoint,
+    #[error("no descriptor, port or memory for a connection to a backend")]
+    Exhausted,
     #[error("no connection to a backend")]
     Connect,
     #[error("no connection to a backend in time")]
@@ -41,7 +43,7 @@ impl Failure {
             Self::Request(error) => error.status(),
             Self::NoRoute => StatusCode::NOT_FOUND,
             Self::Gate(rejected) => rejected.status(),
-            Self::NoEndpoint => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoEndpoint | Self::Exhausted => StatusCode::SERVICE_UNAVAILABLE,
             Self::Connect | Self::Backend => StatusCode::BAD_GATEWAY,
             Self::ConnectTimeout | Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,

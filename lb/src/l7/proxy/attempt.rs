@@ -72,6 +72,8 @@ impl Head {
 enum Failed {
     /// Nothing was written: any request may be sent again.
     Unsent(Failure),
+    /// The same, for want of what this machine has too little of.
+    Exhausted,
     /// A backend may have acted on the request.
     Unknown(Failure),
     /// The client is at fault: no attempt can help.
@@ -95,7 +97,7 @@ impl Attempts<'_> {
             let Some(pick) = self.upstream.balancer().pick(&context, now) else { break };
             self.count += 1;
             let id = pick.endpoint().id();
-            let failure = match self.try_endpoint(&pick, &mut deadline).await {
+            let failed = match self.try_endpoint(&pick, &mut deadline).await {
                 Ok((response, lease)) => {
                     let is_failed = config.retry.statuses.contains(&response.status());
                     let answered = Answered { response, lease, pick };
@@ -107,18 +109,25 @@ impl Attempts<'_> {
                     tried.push(id);
                     continue;
                 }
-                Err(failure) => failure,
+                Err(failed) => failed,
             };
             tried.push(id);
-            match failure {
+            let is_unsent = match failed {
                 // A drop of the pick counts as cancelled: the endpoint is not at fault.
                 Failed::Client(failure) => return Err(failure),
-                Failed::Unsent(failure) | Failed::Unknown(failure) => last = failure,
-            }
-            pick.finish(self.inner.clock.now(), Outcome::Failure);
+                Failed::Exhausted => {
+                    drop(pick);
+                    last = Failure::Exhausted;
+                    true
+                }
+                Failed::Unsent(failure) | Failed::Unknown(failure) => {
+                    pick.finish(self.inner.clock.now(), Outcome::Failure);
+                    last = failure;
+                    matches!(failed, Failed::Unsent(_))
+                }
+            };
             let is_last = self.count == config.retry.max_attempts || Instant::now() >= deadline;
-            let retries = !is_last && (matches!(failure, Failed::Unsent(_)) || self.may_retry());
-            if !retries {
+            if is_last || !(is_unsent || self.may_retry()) {
                 break;
             }
         }
@@ -154,11 +163,10 @@ impl Attempts<'_> {
         let mut fresh = false;
         // Ends: the second round uses a fresh connection, and returns.
         loop {
-            let mut lease = Arc::clone(&pool).lease(fresh).await.map_err(|error| {
-                Failed::Unsent(match error {
-                    ConnectError::Timeout => Failure::ConnectTimeout,
-                    ConnectError::Failed => Failure::Connect,
-                })
+            let mut lease = Arc::clone(&pool).lease(fresh).await.map_err(|error| match error {
+                ConnectError::Timeout => Failed::Unsent(Failure::ConnectTimeout),
+                ConnectError::Failed => Failed::Unsent(Failure::Connect),
+                ConnectError::Local => Failed::Exhausted,
             })?;
             let is_reused = lease.is_reused;
             let request = self.request();

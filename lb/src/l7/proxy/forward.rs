@@ -156,9 +156,14 @@ async fn route_and_send(
     Ok(respond(route, upstream, asked, answered, exchange, session.as_deref()))
 }
 
-/// Tells the gate that no backend answered. A failure of the client's says nothing about backends.
+/// Tells the gate that no backend answered. A failure of the client's, or of this machine, says
+/// nothing about backends.
 fn end_permit(permit: Option<GatePermit>, failure: Failure) -> Failure {
-    if let Some(permit) = permit.filter(|_| failure.status().is_server_error()) {
+    let is_of_backends = match failure {
+        Failure::Exhausted => false,
+        failure => failure.status().is_server_error(),
+    };
+    if let Some(permit) = permit.filter(|_| is_of_backends) {
         permit.finish(Outcome::Failure);
     }
     failure

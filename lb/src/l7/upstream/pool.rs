@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout};
 
 use super::Counters;
 use super::connection::{Http1, Http2, Made, SendError, establish};
+use crate::error::is_local;
 use crate::l7::body::RequestBody;
 use crate::l7::config::{Protocol, UpstreamConfig};
 
@@ -19,6 +20,8 @@ use crate::l7::config::{Protocol, UpstreamConfig};
 pub(in crate::l7) enum ConnectError {
     Timeout,
     Failed,
+    /// This machine has no descriptor, port or memory for it.
+    Local,
 }
 
 /// The connections to one endpoint.
@@ -129,7 +132,7 @@ impl Pool {
     async fn connect(&self) -> Result<Made, ConnectError> {
         let failed = |error: std::io::Error| {
             tracing::debug!(target: "voussoir::lb::l7", address = self.address, %error, "connect");
-            ConnectError::Failed
+            if is_local(&error) { ConnectError::Local } else { ConnectError::Failed }
         };
         let tcp = TcpStream::connect(&*self.address).await.map_err(failed)?;
         let made = establish(
