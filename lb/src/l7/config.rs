@@ -138,7 +138,9 @@ impl Default for UpstreamConfig {
 ///
 /// A request of which nothing was written is sent again whatever its method. One that a backend may
 /// have seen is sent again only if its method is in `methods`, no byte of its body was read from
-/// the client, and the budget allows it.
+/// the client, and the budget allows it. Under the same rule, a request that met the end of a
+/// connection that was open before is sent once more to the same endpoint, which is no attempt of
+/// `max_attempts`.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct RetryConfig {

@@ -34,7 +34,52 @@ async fn a_pooled_connection_that_closes_as_it_is_reused_is_retried_on_a_fresh_o
     assert_eq!(client.ask(GET).await.text(), "0");
     assert_eq!(client.ask(GET).await.text(), "1");
     let stats = up.stats();
-    assert_eq!((stats.connects, stats.reuses, stats.retries), (2, 1, 0));
+    assert_eq!((stats.connects, stats.reuses, stats.retries), (2, 1, 1));
+}
+
+fn no_retries() -> UpstreamConfig {
+    let mut config = UpstreamConfig::default();
+    config.retry.max_attempts = 1;
+    (config.retry.budget_share, config.retry.min_budget) = (0.0, 0);
+    config
+}
+
+/// The backend may have acted on the request: the second time is paid for like any other.
+#[tokio::test]
+async fn a_request_on_a_connection_that_closes_is_repeated_within_the_budget() {
+    let up = upstream(&[closes_as_it_is_reused().await], no_retries());
+    let (address, _proxy) = proxy(up.clone(), HttpConfig::default()).await;
+    let mut client = Conn::connect(address).await;
+    assert_eq!(client.ask(GET).await.text(), "0");
+    assert_eq!(client.ask(GET).await.status(), 502);
+    let stats = up.stats();
+    assert_eq!((stats.connects, stats.retries, stats.retries_rejected), (1, 0, 1));
+    assert_eq!(client.ask(GET).await.text(), "1");
+}
+
+/// A query of death would double itself at the backend that it breaks.
+#[tokio::test]
+async fn a_request_whose_answer_is_no_http_is_not_repeated_at_once() {
+    let asked = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let count = std::sync::Arc::clone(&asked);
+    let to = backend(move |mut conn, _| {
+        let count = std::sync::Arc::clone(&count);
+        async move {
+            while conn.message().await.is_some() {
+                let before = count.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                let answer = if before == 0 { ok("fine") } else { "nonsense\r\n\r\n".into() };
+                conn.send(&answer).await;
+            }
+        }
+    })
+    .await;
+    let mut config = UpstreamConfig::default();
+    config.retry.max_attempts = 1;
+    let (address, _proxy) = proxy(upstream(&[to], config), HttpConfig::default()).await;
+    let mut client = Conn::connect(address).await;
+    assert_eq!(client.ask(GET).await.text(), "fine");
+    assert_eq!(client.ask(GET).await.status(), 502);
+    assert_eq!(asked.load(std::sync::atomic::Ordering::SeqCst), 2);
 }
 
 /// hyper #3553: the same with a request that may not take effect twice.

@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -152,6 +154,38 @@ async fn a_call_of_grpc_that_no_backend_takes_fails_with_a_status_of_grpc() {
     let mut client = Client2::connect(address).await;
     let (code, _, headers, _) = client.ask(call("/")).await;
     assert_eq!((code, headers.get("grpc-status").unwrap().to_str().unwrap()), (200, "14"));
+}
+
+/// A connection of HTTP/2 has nearly always carried a request before: that its stream is reset says
+/// nothing about the connection, and a retry is one of the configuration's.
+#[tokio::test]
+async fn a_stream_that_the_backend_resets_is_not_sent_again_at_once() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let to = listener.local_addr().unwrap();
+    let asked = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&asked);
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            let count = Arc::clone(&count);
+            let service = service_fn(move |_: Request<Incoming>| {
+                let number = count.fetch_add(1, SeqCst);
+                async move {
+                    // hyper resets the stream with INTERNAL_ERROR.
+                    if number > 0 { Err("crash") } else { Ok(Response::new(Frames::new(vec![]))) }
+                }
+            });
+            let server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            tokio::spawn(server.serve_connection(TokioIo::new(tcp), service));
+        }
+    });
+    let mut config = http2_config();
+    config.retry.max_attempts = 1;
+    let up = upstream(&[to], config);
+    let (address, _proxy) = proxy(up.clone(), HttpConfig::default()).await;
+    let mut client = Client2::connect(address).await;
+    assert_eq!(client.get().await.0, 200);
+    assert_eq!(client.get().await.0, 502);
+    assert_eq!((asked.load(SeqCst), up.stats().connects, up.stats().retries), (2, 1, 0));
 }
 
 #[tokio::test]

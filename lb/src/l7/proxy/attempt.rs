@@ -76,6 +76,8 @@ enum Failed {
     Exhausted,
     /// A backend may have acted on the request.
     Unknown(Failure),
+    /// The same, and the budget has no retry left.
+    Rejected(Failure),
     /// The client is at fault: no attempt can help.
     Client(Failure),
 }
@@ -120,9 +122,12 @@ impl Attempts<'_> {
                     last = Failure::Exhausted;
                     true
                 }
-                Failed::Unsent(failure) | Failed::Unknown(failure) => {
+                Failed::Unsent(failure) | Failed::Unknown(failure) | Failed::Rejected(failure) => {
                     pick.finish(self.inner.clock.now(), Outcome::Failure);
                     last = failure;
+                    if let Failed::Rejected(_) = failed {
+                        break;
+                    }
                     matches!(failed, Failed::Unsent(_))
                 }
             };
@@ -151,8 +156,8 @@ impl Attempts<'_> {
             && self.body.is_none_or(|body| body.is_untouched())
     }
 
-    /// Sends the request to one endpoint; once more on a fresh connection if one that was idle
-    /// turns out to be closed.
+    /// Sends the request to one endpoint; once more on a fresh connection if one that was open
+    /// before ends as it is used. If the backend may have seen the request, that is a retry.
     async fn try_endpoint(
         &mut self,
         pick: &Pick,
@@ -178,11 +183,24 @@ impl Attempts<'_> {
             };
             let is_unsent = error.unsent.is_some() || error.is_refused();
             let is_whole = self.body.is_none_or(|body| body.is_untouched());
-            if is_reused && !fresh && ((is_unsent && is_whole) || self.may_repeat()) {
-                fresh = true;
-                continue;
+            let is_unsent = is_unsent && is_whole;
+            let has_disconnected = error.has_disconnected();
+            if has_disconnected {
+                lease.discard();
             }
-            return Err(self.failed(is_unsent && is_whole));
+            if is_reused && !fresh {
+                fresh = true;
+                if is_unsent {
+                    continue;
+                }
+                if has_disconnected && self.may_repeat() {
+                    if self.active.try_retry() {
+                        continue;
+                    }
+                    return Err(Failed::Rejected(Failure::Backend));
+                }
+            }
+            return Err(self.failed(is_unsent));
         }
     }
 

@@ -78,10 +78,19 @@ pub(in crate::l7) struct SendError {
 impl SendError {
     /// Whether the backend said that it did nothing with the request (RFC 9113 §8.7).
     pub(in crate::l7) fn is_refused(&self) -> bool {
-        let source = self.error.source().and_then(|source| source.downcast_ref::<h2::Error>());
-        source.is_some_and(|error| {
+        self.http2_error().is_some_and(|error| {
             error.is_remote() && error.reason() == Some(h2::Reason::REFUSED_STREAM)
         })
+    }
+
+    /// Whether the connection ended before the response, as an idle one may when it is used. A head
+    /// that is no HTTP, and a stream that was reset, are what the backend made of the request.
+    pub(in crate::l7) fn has_disconnected(&self) -> bool {
+        self.http2_error().map_or(!self.error.is_parse(), |error| !error.is_reset())
+    }
+
+    fn http2_error(&self) -> Option<&h2::Error> {
+        self.error.source().and_then(|source| source.downcast_ref::<h2::Error>())
     }
 }
 
@@ -196,6 +205,10 @@ impl Http2 {
 
     pub(super) fn is_open(&self) -> bool {
         !self.sender.is_closed()
+    }
+
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.users, &other.users)
     }
 
     /// Whether no request uses the connection.

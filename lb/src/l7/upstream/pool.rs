@@ -206,6 +206,15 @@ impl Lease {
         }
     }
 
+    /// Ends the use of a connection that has ended.
+    pub(in crate::l7) fn discard(self) {
+        let Leased::Http2(connection) = &self.connection else { return };
+        let mut shared = self.pool.shared.lock();
+        if shared.as_ref().is_some_and(|found| found.is_same(connection)) {
+            *shared = None;
+        }
+    }
+
     /// Leaves the connection to the tunnel that it has become.
     pub(in crate::l7) fn detach(self) {
         if let Leased::Http1(connection) = self.connection {
