@@ -103,6 +103,23 @@ async fn what_is_no_handshake_is_ended_in_time() {
     assert_eq!(proxy.stats().requests, 0);
 }
 
+/// A port scanner, or what a browser opens in advance, would hold up the end of the process.
+#[tokio::test]
+async fn a_drain_does_not_wait_for_handshakes() {
+    let mut config = HttpConfig::default();
+    config.header_timeout = Duration::from_secs(3_600);
+    let (secure, proxy, _) = terminating(config).await;
+    let mut silent = Conn::connect(secure).await;
+    let accepted = async {
+        while proxy.stats().open == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    soon(accepted).await;
+    assert_eq!(soon(proxy.drain(Duration::from_secs(10))).await, 0);
+    assert_eq!(silent.rest().await, b"");
+}
+
 #[test]
 fn bad_certificates_and_names_are_errors() {
     assert!(matches!(ServerTls::new(b"", ONE.1), Err(TlsError::Pem { .. })));

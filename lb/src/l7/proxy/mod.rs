@@ -167,10 +167,14 @@ impl HttpProxy {
             let tls = tls.clone();
             async move {
                 let within = inner.config.header_timeout;
-                // A client that cannot agree on TLS has been told so by an alert.
-                let Ok(Ok(stream)) = tokio::time::timeout(within, tls.accept(tcp)).await else {
-                    return;
+                let mut phase = inner.phase.subscribe();
+                let shaken = tokio::select! {
+                    shaken = tokio::time::timeout(within, tls.accept(tcp)) => shaken,
+                    // No request has begun.
+                    _ = phase.wait_for(|phase| *phase != Phase::Running) => return,
                 };
+                // A client that cannot agree on TLS has been told so by an alert.
+                let Ok(Ok(stream)) = shaken else { return };
                 let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
                 connection::serve(inner, stream, peer, true, Some(is_http2)).await;
             }
