@@ -40,8 +40,9 @@ impl GatePermit {
     /// Calls `end` when the request has ended, with what it says about the backends: a failure is a
     /// response of 5xx other than 501, a gRPC status that blames the server, a response that broke
     /// off, or no response. A response that goes on for more than a second counts then, by its
-    /// head. `end` is dropped without a call if the client gave up, and if this process had no
-    /// descriptor or port for a connection.
+    /// head. `end` is dropped without a call if the client gave up, if healthy endpoints could not
+    /// be used, such as for their `max_in_flight`, and if this process had no descriptor or port
+    /// for a connection.
     pub fn on_end(end: impl FnOnce(Outcome) + Send + 'static) -> Self {
         Self { end: Some(Box::new(end)) }
     }

@@ -6,11 +6,12 @@ use std::time::Duration;
 use hyper::StatusCode;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
-use voussoir_lb::Outcome;
 use voussoir_lb::l7::{
     Gate, GatePermit, GateRejected, HttpConfig, PathMatch, RequestFacts, Route, Router, Upstream,
     UpstreamConfig,
 };
+use voussoir_lb::strategy::RoundRobin;
+use voussoir_lb::{Balancer, Config, EndpointConfig, Outcome};
 
 use crate::support::*;
 
@@ -122,6 +123,35 @@ async fn a_request_without_a_backend_is_a_failure_for_its_gate() {
     let (address, _proxy) = proxy_with(router, HttpConfig::default()).await;
     assert_eq!(Conn::connect(address).await.ask(GET).await.status(), 502);
     assert_eq!(soon(ends.recv()).await, Some(Some(Outcome::Failure)));
+}
+
+/// A breaker would open for all requests because a burst exceeds what the endpoints may have.
+#[tokio::test]
+async fn a_request_for_which_all_endpoints_are_full_says_nothing_to_its_gate() {
+    let (gate, mut ends) = recorder();
+    let to = backend(|mut conn, _| async move {
+        conn.message().await;
+        std::future::pending::<()>().await;
+    })
+    .await;
+    let mut config = Config::default();
+    config.max_in_flight = Some(1);
+    let balancer = Balancer::new(RoundRobin::default(), config).unwrap();
+    balancer.update([EndpointConfig::new(to.to_string())], 1).unwrap();
+    let up = Upstream::new("test", balancer.clone(), UpstreamConfig::default()).unwrap();
+    let router = Router::new(vec![Route::new("gated", up).with_gate(gate)]).unwrap();
+    let (address, _proxy) = proxy_with(router, HttpConfig::default()).await;
+    let mut first = Conn::connect(address).await;
+    first.send(GET).await;
+    while balancer.stats(1).endpoints[0].in_flight == 0 {
+        tokio::task::yield_now().await;
+    }
+    let mut second = Conn::connect(address).await;
+    assert_eq!(second.ask(GET).await.status(), 503);
+    assert_eq!(soon(ends.recv()).await, Some(None), "the endpoint works");
+    assert!(balancer.set_draining(&to.to_string(), true, 2));
+    assert_eq!(second.ask(GET).await.status(), 503);
+    assert_eq!(soon(ends.recv()).await, Some(Some(Outcome::Failure)), "there is none");
 }
 
 /// A stream that never ends would keep the place of a probe in a breaker for ever.

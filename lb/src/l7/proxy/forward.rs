@@ -133,7 +133,7 @@ async fn route_and_send(
     };
     let answered = match attempts.run().await {
         Ok(answered) => answered,
-        Err(failure) => return Err(end_permit(permit, failure)),
+        Err(failure) => return Err(end_permit(permit, upstream, failure)),
     };
     let Attempts { mut active, count, .. } = attempts;
     active.end_retries();
@@ -157,10 +157,11 @@ async fn route_and_send(
 }
 
 /// Tells the gate that no backend answered. A failure of the client's, or of this machine, says
-/// nothing about backends.
-fn end_permit(permit: Option<GatePermit>, failure: Failure) -> Failure {
+/// nothing about backends, nor does it that the healthy ones have all the requests they may have.
+fn end_permit(permit: Option<GatePermit>, upstream: &Upstream, failure: Failure) -> Failure {
     let is_of_backends = match failure {
         Failure::Exhausted => false,
+        Failure::NoEndpoint => upstream.balancer().availability().borrow().healthy == 0,
         failure => failure.status().is_server_error(),
     };
     if let Some(permit) = permit.filter(|_| is_of_backends) {
