@@ -69,7 +69,8 @@ pub enum Protocol {
     /// HTTP/1.1, one request at a time on a connection.
     #[default]
     Http1,
-    /// HTTP/2, one connection for all requests to an endpoint; over plain TCP with prior knowledge.
+    /// HTTP/2, `max_streams` requests at a time on a connection; over plain TCP with prior
+    /// knowledge.
     Http2,
 }
 
@@ -105,6 +106,11 @@ pub struct UpstreamConfig {
     /// Time for which an idle connection is kept, 1 ms to 1 hour; default 30 s. Choose it below the
     /// keep-alive time of the backends.
     pub idle_timeout: Duration,
+    /// Requests at a time on one connection of HTTP/2, 1 to 10,000; default 100. Above, another
+    /// connection is opened. Not above what the backends allow (their
+    /// SETTINGS_MAX_CONCURRENT_STREAMS, often 100 or more): a request beyond that waits within its
+    /// `try_timeout`, and counts as one of a slow backend.
+    pub max_streams: u32,
     /// Bytes of the head of a response, 1 KiB to 1 MiB; default 64 KiB. Above: 502.
     pub max_header_bytes: usize,
     /// When a request is sent again.
@@ -125,6 +131,7 @@ impl Default for UpstreamConfig {
             total_timeout: Duration::from_secs(30),
             body_timeout: Duration::from_secs(60),
             max_idle: 64,
+            max_streams: 100,
             idle_timeout: Duration::from_secs(30),
             max_header_bytes: 64 << 10,
             retry: RetryConfig::default(),
@@ -230,6 +237,8 @@ impl UpstreamConfig {
         check(idle, "idle_timeout", "must be between 1 ms and 1 hour")?;
         let bytes = (1 << 10..=1 << 20).contains(&self.max_header_bytes);
         check(bytes, "max_header_bytes", "must be between 1024 and 1048576")?;
+        let streams = (1..=10_000).contains(&self.max_streams);
+        check(streams, "max_streams", "must be between 1 and 10000")?;
         let attempts = (1..=100).contains(&self.retry.max_attempts);
         check(attempts, "retry.max_attempts", "must be between 1 and 100")?;
         let share = (0.0..=1.0).contains(&self.retry.budget_share);

@@ -47,6 +47,7 @@ prop_compose! {
         times in (ms(2_000..=DAY), ms(2_000..=DAY)),
         body_timeout in ms(2_000..=DAY),
         max_idle in prop_oneof![Just(0_usize), Just(10_000), 0_usize..=10_000],
+        max_streams in prop_oneof![Just(1_u32), Just(10_000)],
         idle_timeout in ms(1..=HOUR),
         max_header_bytes in prop_oneof![Just(1_usize << 10), Just(1 << 20)],
         max_attempts in prop_oneof![Just(1_u32), Just(100)],
@@ -59,6 +60,7 @@ prop_compose! {
         config.total_timeout = times.0.max(times.1);
         config.body_timeout = body_timeout;
         config.max_idle = max_idle;
+        config.max_streams = max_streams;
         config.idle_timeout = idle_timeout;
         config.max_header_bytes = max_header_bytes;
         config.retry.max_attempts = max_attempts;
@@ -110,12 +112,13 @@ fn values_out_of_range_are_named() {
         change(&mut config);
         assert_eq!(config.validate().unwrap_err().field, field);
     }
-    let upstreams: [Break<UpstreamConfig>; 10] = [
+    let upstreams: [Break<UpstreamConfig>; 11] = [
         ("connect_timeout", |c| c.connect_timeout = Duration::ZERO),
         ("try_timeout", |c| c.try_timeout = Duration::MAX),
         ("total_timeout", |c| c.total_timeout = Duration::from_secs(1)),
         ("body_timeout", |c| c.body_timeout = Duration::ZERO),
         ("max_idle", |c| c.max_idle = 10_001),
+        ("max_streams", |c| c.max_streams = 0),
         ("idle_timeout", |c| c.idle_timeout = Duration::ZERO),
         ("max_header_bytes", |c| c.max_header_bytes = 2 << 20),
         ("retry.max_attempts", |c| c.retry.max_attempts = 0),

@@ -156,6 +156,59 @@ async fn a_call_of_grpc_that_no_backend_takes_fails_with_a_status_of_grpc() {
     assert_eq!((code, headers.get("grpc-status").unwrap().to_str().unwrap()), (200, "14"));
 }
 
+/// What waits for a stream would be taken for a slow backend: 504, and an ejection.
+#[tokio::test]
+async fn more_requests_than_streams_open_another_connection() {
+    const STREAMS: u32 = 3;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let to = listener.local_addr().unwrap();
+    let (asked, mut seen) = mpsc::unbounded_channel();
+    let (ended, mut ends) = mpsc::unbounded_channel();
+    let (finish, may_finish) = tokio::sync::watch::channel(false);
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            let (asked, may_finish) = (asked.clone(), may_finish.clone());
+            let service = service_fn(move |_: Request<Incoming>| {
+                let _ = asked.send(());
+                let mut may_finish = may_finish.clone();
+                async move {
+                    let _ = may_finish.wait_for(|may| *may).await;
+                    Ok::<_, std::convert::Infallible>(Response::new(Frames::new(vec![])))
+                }
+            });
+            let mut server = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+            server.max_concurrent_streams(STREAMS);
+            let (serving, ended) =
+                (server.serve_connection(TokioIo::new(tcp), service), ended.clone());
+            tokio::spawn(async move {
+                let _ = serving.await;
+                let _ = ended.send(());
+            });
+        }
+    });
+    let mut config = http2_config();
+    config.max_streams = STREAMS;
+    config.idle_timeout = Duration::from_millis(100);
+    let up = upstream(&[to], config);
+    let (address, _proxy) = proxy(up.clone(), HttpConfig::default()).await;
+    let clients: Vec<_> = (0..8)
+        .map(|_| tokio::spawn(async move { Conn::connect(address).await.ask(GET).await.status() }))
+        .collect();
+    for _ in 0..8 {
+        soon(seen.recv()).await.expect("every request is under way at a time");
+    }
+    assert_eq!((up.stats().connects, up.stats().active), (3, 8));
+    finish.send_replace(true);
+    for client in clients {
+        assert_eq!(client.await.unwrap(), 200);
+    }
+    assert_eq!(Conn::connect(address).await.ask(GET).await.status(), 200);
+    assert_eq!(up.stats().connects, 3, "they are used again");
+    for _ in 0..3 {
+        soon(ends.recv()).await.expect("all of them are closed for idleness");
+    }
+}
+
 /// A connection of HTTP/2 has nearly always carried a request before: that its stream is reset says
 /// nothing about the connection, and a retry is one of the configuration's.
 #[tokio::test]

@@ -211,9 +211,9 @@ impl Http2 {
         Arc::ptr_eq(&self.users, &other.users)
     }
 
-    /// Whether no request uses the connection.
-    pub(super) fn is_idle(&self) -> bool {
-        Arc::strong_count(&self.users) == 1
+    /// Requests that use the connection, asked of the clone that the pool keeps.
+    pub(super) fn requests(&self) -> usize {
+        Arc::strong_count(&self.users) - 1
     }
 
     pub(super) async fn send(

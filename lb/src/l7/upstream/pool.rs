@@ -33,8 +33,9 @@ pub(in crate::l7) struct Pool {
     tls: Option<crate::l7::tls::ClientTls>,
     /// Connections without a request, the one used last at the end.
     idle: Mutex<Vec<Http1>>,
-    shared: Mutex<Option<Http2>>,
-    /// Held while the one connection of HTTP/2 is established.
+    /// Connections of HTTP/2, the oldest first.
+    shared: Mutex<Vec<Http2>>,
+    /// Held while a connection of HTTP/2 is established.
     connecting: tokio::sync::Mutex<()>,
     counters: Arc<Counters>,
 }
@@ -114,16 +115,19 @@ impl Pool {
         }
         match self.connect().await? {
             Made::Http2(connection) => {
-                *self.shared.lock() = Some(connection.clone());
+                self.shared.lock().push(connection.clone());
                 Ok(lease(connection, false))
             }
             Made::Http1(_) => unreachable!("the protocol of a pool is fixed"),
         }
     }
 
+    /// The oldest connection that has room, so that those of a burst become idle.
     fn open_http2(&self) -> Option<Http2> {
+        let max = self.config.max_streams as usize;
+        let has_room = |found: &&mut Http2| found.is_open() && found.requests() < max;
         let mut shared = self.shared.lock();
-        let connection = shared.as_mut().filter(|connection| connection.is_open())?;
+        let connection = shared.iter_mut().find(has_room)?;
         connection.used_at = Instant::now();
         self.counters.reuses.fetch_add(1, Relaxed);
         Some(connection.clone())
@@ -157,11 +161,10 @@ impl Pool {
         drop(idle);
         closed.extend::<Vec<Http1>>(old);
         drop(closed);
-        let mut shared = self.shared.lock();
-        let is_old =
-            |found: &Http2| !found.is_open() || (found.is_idle() && now - found.used_at >= limit);
-        let old = if shared.as_ref().is_some_and(is_old) { shared.take() } else { None };
-        drop(shared);
+        let is_kept = |found: &mut Http2| {
+            found.is_open() && (found.requests() > 0 || now - found.used_at < limit)
+        };
+        let old: Vec<Http2> = self.shared.lock().extract_if(.., |found| !is_kept(found)).collect();
         drop(old);
     }
 }
@@ -209,10 +212,7 @@ impl Lease {
     /// Ends the use of a connection that has ended.
     pub(in crate::l7) fn discard(self) {
         let Leased::Http2(connection) = &self.connection else { return };
-        let mut shared = self.pool.shared.lock();
-        if shared.as_ref().is_some_and(|found| found.is_same(connection)) {
-            *shared = None;
-        }
+        self.pool.shared.lock().retain(|found| !found.is_same(connection));
     }
 
     /// Leaves the connection to the tunnel that it has become.
