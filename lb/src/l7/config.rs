@@ -111,7 +111,8 @@ pub struct UpstreamConfig {
     /// SETTINGS_MAX_CONCURRENT_STREAMS, often 100 or more): a request beyond that waits within its
     /// `try_timeout`, and counts as one of a slow backend.
     pub max_streams: u32,
-    /// Bytes of the head of a response, 1 KiB to 1 MiB; default 64 KiB. Above: 502.
+    /// Bytes of the head of a response, 1 KiB to 1 MiB; default 64 KiB. Above, and above 1,000
+    /// headers of HTTP/1: 502. Up to 64 KiB, a head of HTTP/1 that arrives at once may exceed it.
     pub max_header_bytes: usize,
     /// When a request is sent again.
     pub retry: RetryConfig,

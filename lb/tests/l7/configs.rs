@@ -93,6 +93,41 @@ proptest! {
     }
 }
 
+/// Whatever the range names is a limit, at its ends too.
+#[tokio::test]
+async fn the_head_of_a_response_may_be_as_long_as_its_limit() {
+    for (limit, length, lines, expected) in [
+        (1 << 20, 300 << 10, 1, 200),
+        (1 << 20, 70 << 10, 1, 200),
+        (1 << 20, 10, 900, 200),
+        (1 << 20, 10, 1_100, 502),
+        (1 << 20, 1_100 << 10, 1, 502),
+        (64 << 10, 60 << 10, 1, 200),
+        (64 << 10, 70 << 10, 1, 502),
+        (1 << 10, 900, 1, 200),
+        (1 << 10, 60 << 10, 1, 502),
+    ] {
+        let to = backend(move |mut conn, _| async move {
+            if conn.message().await.is_some() {
+                let value = "x".repeat(length);
+                let lines: Vec<String> =
+                    (0..lines).map(|at| format!("x-{at}: {value}\r\n")).collect();
+                let head = lines.concat();
+                let head = format!("HTTP/1.1 200 OK\r\n{head}content-length: 0\r\n\r\n");
+                // The proxy may have had enough before the end.
+                let _ = tokio::io::AsyncWriteExt::write_all(&mut conn.tcp, head.as_bytes()).await;
+                conn.rest().await;
+            }
+        })
+        .await;
+        let mut config = UpstreamConfig::default();
+        config.max_header_bytes = limit;
+        let (address, _proxy) = proxy(upstream(&[to], config), HttpConfig::default()).await;
+        let answer = Conn::connect(address).await.ask(GET).await;
+        assert_eq!(answer.status(), expected, "{lines} of {length} bytes, limit {limit}");
+    }
+}
+
 #[test]
 fn values_out_of_range_are_named() {
     type Break<T> = (&'static str, fn(&mut T));

@@ -21,6 +21,9 @@ use tokio::time::Instant;
 use crate::l7::body::RequestBody;
 use crate::l7::config::{Protocol, UpstreamConfig};
 
+/// Headers of a response. Its bytes are bounded by the configuration.
+const MAX_HEADERS: usize = 1_000;
+
 pub(super) trait Io: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Io for T {}
 
@@ -135,7 +138,12 @@ impl Http1 {
         config: &UpstreamConfig,
     ) -> hyper::Result<Self> {
         let mut builder = http1::Builder::new();
-        builder.max_header_size(config.max_header_bytes).max_buf_size(64 << 10);
+        // A head that exceeds the buffer fails whatever its limit is.
+        let max_buffer_bytes = config.max_header_bytes.max(64 << 10);
+        builder
+            .max_header_size(config.max_header_bytes)
+            .max_headers(MAX_HEADERS)
+            .max_buf_size(max_buffer_bytes);
         let (sender, connection) = builder.handshake(TokioIo::new(io)).await?;
         // An error of the connection is also the error of its request.
         let task = tokio::spawn(async move { drop(connection.with_upgrades().await) });
