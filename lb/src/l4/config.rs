@@ -60,7 +60,8 @@ impl Default for TcpConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnFull {
     /// It is not accepted before another one has ended. It waits in the system's queue, which
-    /// the backlog of the listener bounds.
+    /// the backlog of the listener bounds. Of several listeners, each may have accepted one more,
+    /// which waits.
     #[default]
     Wait,
     /// It is accepted and reset.

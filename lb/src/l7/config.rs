@@ -13,7 +13,7 @@ use crate::error::ConfigError;
 #[non_exhaustive]
 pub struct HttpConfig {
     /// Open client connections, 1 to 1,000,000; default 10,000. At the limit nothing is accepted
-    /// until one closes.
+    /// until one closes. Of several listeners, each may have accepted one more, which waits.
     pub max_connections: usize,
     /// Bytes of the head of a request, 1 KiB to 1 MiB; default 32 KiB. Above: 431.
     pub max_header_bytes: usize,

@@ -29,6 +29,32 @@ async fn at_the_limit_accepting_waits_for_an_end() {
     assert_eq!(soon(third.read_u8()).await.expect("accepted"), b'!');
 }
 
+/// A listener to which nobody connects takes no place from the others.
+#[tokio::test]
+async fn listeners_share_the_last_place() {
+    let backend = Backend::echo().await;
+    let mut config = TcpConfig::default();
+    config.max_connections = 1;
+    let mut first = run(balancer(&[backend.address]), config).await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let second = listener.local_addr().expect("bound");
+    let proxy = first.proxy.clone();
+    tokio::spawn(async move { proxy.serve(listener).await });
+    for _ in 0..2 {
+        drop(first.connected().await);
+        first.idle().await;
+        first.address = second;
+        let client = first.connected().await;
+        let mut waiting = first.client().await;
+        waiting.write_all(b"!").await.expect("the system's queue takes it");
+        assert!(timeout(MOMENT, waiting.read_u8()).await.is_err(), "served beyond the limit");
+        drop(client);
+        assert_eq!(soon(waiting.read_u8()).await.expect("served"), b'!');
+        drop(waiting);
+        first.idle().await;
+    }
+}
+
 #[tokio::test]
 async fn at_the_limit_a_connection_is_reset_if_configured() {
     let backend = Backend::echo().await;

@@ -369,3 +369,27 @@ async fn streams_without_an_end_keep_nothing_of_the_retry_budget() {
     }
     assert_eq!(up.stats().retries_rejected, 0);
 }
+
+/// A listener to which nobody connects takes no place from the others.
+#[tokio::test]
+async fn listeners_share_the_last_place() {
+    let mut config = HttpConfig::default();
+    config.max_connections = 1;
+    let (first, proxy) = proxy(upstream(&[echo().await], UpstreamConfig::default()), config).await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let second = listener.local_addr().unwrap();
+    let serving = proxy.clone();
+    tokio::spawn(async move { serving.serve(listener).await });
+    for (one, other) in [(first, second), (second, first)] {
+        let mut client = Conn::connect(one).await;
+        assert_eq!(client.ask(GET).await.status(), 200);
+        let mut waiting = Conn::connect(other).await;
+        waiting.send(GET).await;
+        let answer = tokio::time::timeout(Duration::from_millis(100), waiting.message()).await;
+        assert!(answer.is_err(), "served beyond the limit");
+        drop(client);
+        assert_eq!(waiting.message().await.unwrap().status(), 200);
+        drop(waiting);
+    }
+    assert_eq!(proxy.stats().accepted, 4);
+}

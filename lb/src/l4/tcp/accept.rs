@@ -63,17 +63,24 @@ fn permit_now(shared: &Shared) -> Option<OwnedSemaphorePermit> {
     Arc::clone(&shared.permits).try_acquire_owned().ok()
 }
 
-/// Accepts one connection. Dropping the future loses none: the permit is given back.
+/// Accepts one connection. Dropping the future loses none but one that waits for a permit, as those
+/// in the system's queue do then.
 async fn accept(shared: &Arc<Shared>, listener: &TcpListener, local: Option<SocketAddr>) {
-    let permit = match shared.config.on_full {
-        OnFull::Wait => Arc::clone(&shared.permits).acquire_owned().await.ok(),
-        OnFull::Reject => None,
-    };
+    let waits = shared.config.on_full == OnFull::Wait;
+    if waits {
+        // Not kept while nobody connects: it may be the last one, which another listener needs.
+        drop(shared.permits.acquire().await);
+    }
     let (stream, peer) = match listener.accept().await {
         Ok(accepted) => accepted,
         Err(error) => return pause(shared, &error).await,
     };
-    match permit.or_else(|| permit_now(shared)) {
+    let permit = match permit_now(shared) {
+        // Another listener has given away the last one meanwhile.
+        None if waits => Arc::clone(&shared.permits).acquire_owned().await.ok(),
+        permit => permit,
+    };
+    match permit {
         Some(permit) => start(shared, stream, peer, local, permit),
         None => {
             add(&shared.counters.accepted);

@@ -191,10 +191,15 @@ impl HttpProxy {
         let accepting = async {
             // Ends: never; `drain` drops this future.
             loop {
-                let permits = Arc::clone(&self.inner.permits);
-                let Ok(permit) = permits.acquire_owned().await else { return };
+                let permits = &self.inner.permits;
+                // Not kept while nobody connects: it may be the last one, which another listener
+                // needs.
+                let Ok(()) = permits.acquire().await.map(drop) else { return };
                 match listener.accept().await {
                     Ok((tcp, peer)) => {
+                        // At once, unless another listener has given away the last one meanwhile.
+                        let permit = Arc::clone(permits).acquire_owned().await;
+                        let Ok(permit) = permit else { return };
                         let _ = tcp.set_nodelay(true);
                         self.inner.counters.accepted.fetch_add(1, Relaxed);
                         let open = Open::new(&self.inner);
