@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::breaker::Verdict;
-use crate::core::{Thresholds, WindowKind, millionths};
+use crate::core::{MAX_COUNT, Thresholds, WindowKind, millionths};
 use crate::error::ConfigError;
 
 /// Buckets of a time window, at most.
@@ -53,7 +53,8 @@ pub enum Window {
 pub struct BreakerConfig {
     /// Window of calls over which the rates are computed. Default: 10 s in 10 buckets.
     pub window: Window,
-    /// Calls that the window must hold before a rate counts. At least 1, default 20.
+    /// Calls that the window must hold before a rate counts. 1 to 16,777,215 for each bucket of a
+    /// time window or to the calls of a count window; default 20.
     pub min_calls: u32,
     /// Opens at this share of failures, above 0 and up to 1. Default 0.5.
     pub failure_rate: Option<f64>,
@@ -61,7 +62,8 @@ pub struct BreakerConfig {
     pub slow_rate: Option<f64>,
     /// Calls that take at least this long are slow. Above 0, default 1 s.
     pub slow_after: Duration,
-    /// Opens at so many failures without a success between them, whatever the rates. Default: off.
+    /// Opens at so many failures without a success between them, whatever the rates. 1 to
+    /// 16,777,215, default: off.
     pub consecutive_failures: Option<u32>,
     /// How long the breaker stays open the first time. Above 0, default 5 s.
     pub open_for: Duration,
@@ -161,6 +163,12 @@ impl BreakerConfig {
                 if !(1..=MAX_BUCKETS).contains(&buckets) {
                     return Err(ConfigError::new("window.buckets", "must be 1 to 1024"));
                 }
+                if u64::from(self.min_calls) > u64::from(buckets) * MAX_COUNT {
+                    return Err(ConfigError::new(
+                        "min_calls",
+                        "must be at most 16777215 for each bucket, or it never opens the breaker",
+                    ));
+                }
                 let width = nanos(span) / u64::from(buckets);
                 if width < nanos(MIN_BUCKET) {
                     return Err(ConfigError::new("window.span", "must be at least 1 ms a bucket"));
@@ -205,8 +213,8 @@ impl BreakerConfig {
         if self.slow_rate.is_some() && self.slow_after.is_zero() {
             return Err(ConfigError::new("slow_after", "must be above 0"));
         }
-        if self.consecutive_failures == Some(0) {
-            return Err(ConfigError::new("consecutive_failures", "must be at least 1"));
+        if self.consecutive_failures.is_some_and(|max| !(1..=MAX_COUNT).contains(&u64::from(max))) {
+            return Err(ConfigError::new("consecutive_failures", "must be 1 to 16777215"));
         }
         if self.failure_rate.is_none()
             && self.slow_rate.is_none()
@@ -275,13 +283,17 @@ mod tests {
     #[test]
     fn each_field_has_its_range() {
         let span = Duration::from_millis(9);
-        let cases: [(&str, ConfigError); 17] = [
+        let one = Window::Time { span: Duration::from_secs(1), buckets: 1 };
+        let too_many = 1 << 24;
+        let cases: [(&str, ConfigError); 19] = [
             ("stripes", wrong(|c| c.stripes = Some(65))),
             ("window.buckets", wrong(|c| c.window = Window::Time { span, buckets: 0 })),
             ("window.span", wrong(|c| c.window = Window::Time { span, buckets: 10 })),
             ("window.calls", wrong(|c| c.window = Window::Count { calls: 0 })),
             ("window.calls", wrong(|c| c.window = Window::Count { calls: 19 })),
             ("min_calls", wrong(|c| c.min_calls = 0)),
+            ("min_calls", wrong(|c| (c.window, c.min_calls) = (one, too_many))),
+            ("consecutive_failures", wrong(|c| c.consecutive_failures = Some(too_many))),
             ("failure_rate", wrong(|c| c.failure_rate = Some(0.0))),
             ("failure_rate", wrong(|c| c.failure_rate = Some(f64::NAN))),
             ("slow_rate", wrong(|c| c.slow_rate = Some(1.1))),

@@ -102,7 +102,7 @@ fn mend(config: &mut BreakerConfig) {
     config.failure_rate = config.failure_rate.map(into);
     config.slow_rate = config.slow_rate.map(into);
     config.slow_after = config.slow_after.max(Duration::from_nanos(1));
-    config.consecutive_failures = config.consecutive_failures.map(|n| n.max(1));
+    config.consecutive_failures = config.consecutive_failures.map(|n| n.clamp(1, (1 << 24) - 1));
     if config.failure_rate.is_none() && config.slow_rate.is_none() {
         config.consecutive_failures = Some(1);
     }

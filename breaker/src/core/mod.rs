@@ -20,6 +20,7 @@ pub(crate) use machine::{Machine, Memory, Phase, Rejection, Shift, ShiftCause, T
 pub use queue::QueueOrder;
 pub(crate) use queue::{Patience, WaitQueue};
 pub(crate) use rules::{Thresholds, Trip, millionths};
+pub(crate) use tagged::MAX_COUNT;
 pub use window::Counts;
 pub(crate) use window::{Sample, WindowKind};
 
