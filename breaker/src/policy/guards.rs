@@ -2,6 +2,8 @@
 
 use std::pin::Pin;
 use std::sync::OnceLock;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Acquire;
 use std::task::{Context, Poll};
 
 use tokio::time::Instant;
@@ -52,6 +54,15 @@ pub(super) struct Bounds<'a> {
     pub(super) own: Option<Instant>,
     /// When the attempt began that has won the race around this place.
     pub(super) race: Option<&'a OnceLock<Instant>>,
+    /// What the attempt of that race has sent, with its retries. No race lies within another.
+    pub(super) begun: Option<&'a AtomicU32>,
+}
+
+impl Bounds<'_> {
+    /// Attempts of the call begun so far, without those beside this place in a race.
+    fn attempts(&self, sent: &Sent) -> u32 {
+        self.begun.map_or_else(|| sent.attempts(), |begun| begun.load(Acquire))
+    }
 }
 
 /// The permits between two stages that repeat or bound calls.
@@ -59,8 +70,8 @@ pub(super) struct Guards<'a> {
     held: Vec<Guard<'a>>,
     bounds: Bounds<'a>,
     sent: &'a Sent,
-    /// Attempts of the call that had begun before. As many at the end: the dependency was not
-    /// asked under these permits.
+    /// Attempts that had begun before from here. As many at the end: the dependency was not asked
+    /// under these permits.
     sent_before: u32,
     /// Only within a race.
     start: Option<Instant>,
@@ -70,7 +81,7 @@ pub(super) struct Guards<'a> {
 impl<'a> Guards<'a> {
     pub(super) fn new(bounds: Bounds<'a>, sent: &'a Sent) -> Self {
         let start = bounds.race.map(|_| Instant::now());
-        let sent_before = sent.attempts();
+        let sent_before = bounds.attempts(sent);
         Self { held: Vec::new(), bounds, sent, sent_before, start, is_polling: false }
     }
 
@@ -116,7 +127,7 @@ impl<'a> Guards<'a> {
         let won = self.bounds.race.and_then(OnceLock::get);
         if self.is_polling {
             End::Panicked
-        } else if self.sent.attempts() == self.sent_before {
+        } else if self.bounds.attempts(self.sent) == self.sent_before {
             // It was still in a queue, or between two stages.
             End::Refused
         } else if self.bounds.own.is_some_and(has_passed) {

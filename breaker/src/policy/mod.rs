@@ -344,10 +344,12 @@ impl<T: Send + 'static, E: Send + 'static> Policy<T, E> {
             }
             Some(Stage::Hedge(hedge)) => {
                 let won = OnceLock::new();
-                let bounds = Bounds { race: Some(&won), ..call.bounds };
-                let attempt = |hedge| {
+                let won = &won;
+                let attempt = |hedge| async move {
+                    let begun = AtomicU32::new(0);
+                    let bounds = Bounds { race: Some(won), begun: Some(&begun), ..call.bounds };
                     let attempt = Attempt { hedge, ..call.attempt };
-                    self.run(at + 1, Call { attempt, bounds, ..call })
+                    self.run(at + 1, Call { attempt, bounds, ..call }).await
                 };
                 let judge = |answer: &Answer<T, E>, start| {
                     let standing = self.standing(answer);
@@ -411,6 +413,9 @@ impl<T: Send + 'static, E: Send + 'static> Policy<T, E> {
         Fut: Future<Output = Result<T, E>> + Send,
     {
         call.sent.begin(&self.budgets);
+        if let Some(begun) = call.bounds.begun {
+            begun.fetch_add(1, AcqRel);
+        }
         let answer = (call.op)(call.attempt).await;
         if let Err(error) = &answer
             && self.classify.outcome(error) == Outcome::NotApplied

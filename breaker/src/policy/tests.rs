@@ -218,6 +218,57 @@ async fn a_hedge_of_a_policy_takes_the_first_good_answer() {
     assert_eq!((hedge.stats().hedges, hedge.stats().won), (1, 0));
 }
 
+/// The queue of the own process is full of others' calls: that opens no breaker of the dependency,
+/// also when a hedge passes it.
+#[tokio::test(start_paused = true)]
+async fn an_attempt_that_a_hedge_overtakes_in_a_queue_says_nothing() {
+    for sends_first in [false, true] {
+        let queue = QueueConfig { max_len: 9, order: QueueOrder::Lifo, ..Default::default() };
+        let bulkhead = Bulkhead::new(1, queue).unwrap();
+        let config = HedgeConfig { max_delay: 10 * MS, ..Default::default() };
+        let hedge = Arc::new(Hedge::new(config).unwrap());
+        let breaker = breaker(1);
+        let policy = builder()
+            .hedge(Arc::clone(&hedge))
+            .breaker(Arc::clone(&breaker))
+            .bulkhead(bulkhead.clone())
+            .build()
+            .unwrap();
+        let place = bulkhead.try_acquire().unwrap();
+        let call = policy.call(|attempt| async move { Ok(attempt.hedge) });
+        let freed = async {
+            // Before the hedge is due, or when both attempts wait.
+            tokio::time::sleep(if sends_first { 5 * MS } else { 20 * MS }).await;
+            drop(place);
+        };
+        let (answer, ()) = tokio::join!(call, freed);
+        assert_eq!(answer, Ok(u32::from(!sends_first)), "the last in the queue is served first");
+        let window = breaker.stats().window;
+        assert_eq!((window.calls, window.failures, breaker.state()), (1, 0, State::Closed));
+        assert_eq!(hedge.stats().hedges, u64::from(!sends_first));
+        assert_eq!(bulkhead.stats().running, 0);
+    }
+}
+
+/// A breaker around the hedge sees the call as sent, whichever attempt was.
+#[tokio::test(start_paused = true)]
+async fn what_any_attempt_of_a_race_has_sent_counts_around_it() {
+    let hedge = || {
+        let config = HedgeConfig { max_delay: 10 * MS, ..Default::default() };
+        Arc::new(Hedge::new(config).unwrap())
+    };
+    let breaker = breaker(1);
+    let policy = builder()
+        .timeout(timeout(50 * MS))
+        .breaker(Arc::clone(&breaker))
+        .hedge(hedge())
+        .build()
+        .unwrap();
+    let error = policy.call(|_| std::future::pending()).await.unwrap_err();
+    assert!(matches!(error.kind, PolicyErrorKind::TimedOut(_)));
+    assert_eq!(breaker.state(), State::Open);
+}
+
 /// Without a word about it only what proves to have done nothing is sent again.
 #[tokio::test(start_paused = true)]
 async fn nothing_is_sent_twice_without_the_users_word() {
