@@ -122,6 +122,11 @@ impl Guard {
         Ok(Self { counter, quota, limit, outage, clock, rests, warned_at })
     }
 
+    /// When a question asked at `now` has been answered at the latest.
+    pub(super) fn answers_by(&self, now: u64) -> u64 {
+        now.saturating_add(nanos(self.outage.timeout))
+    }
+
     /// Asks for `least` to `most` units.
     pub(super) async fn take(&self, key: &str, least: u64, most: u64) -> Result<Taken, StoreError> {
         // From before the question: an outage is that of the server that was asked, also if another

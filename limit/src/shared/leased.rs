@@ -169,7 +169,7 @@ impl Leased {
     }
 
     /// Takes `cost` units of the key, at least 1, or none: from the share if it has as many, else
-    /// with the next share from the store. One caller at a time asks for a key; the store's
+    /// what it has and the rest with the next share from the store. One caller at a time asks for a key; the store's
     /// rejection holds for all until its time is over.
     ///
     /// # Errors
@@ -197,8 +197,13 @@ impl Leased {
         // From before the question: the store grants later than this.
         let asked_at = self.guard.clock.now();
         self.asked.fetch_add(1, Ordering::Relaxed);
-        let wanted = share.state.lock().grown(asked_at, self.lease);
-        let taken = match self.guard.take(key, cost, cost.max(wanted)).await {
+        let (wanted, held) = {
+            let mut state = share.state.lock();
+            (state.grown(asked_at, self.lease), self.hold(&share, &mut state, asked_at))
+        };
+        let least = cost.saturating_sub(held.units).max(1);
+        let most = wanted.saturating_sub(held.units).max(least);
+        let taken = match self.guard.take(key, least, most).await {
             Ok(taken) => taken,
             Err(error) => {
                 share.failures.fetch_add(1, Ordering::Release);
@@ -208,8 +213,9 @@ impl Leased {
         self.granted.fetch_add(taken.granted, Ordering::Relaxed);
         // Read before the lock is taken: the clock is foreign code.
         let now = self.guard.clock.now();
-        let mut state = share.state.lock();
         if taken.granted == 0 {
+            drop(held);
+            let mut state = share.state.lock();
             let wait = taken.retry_after.map(|wait| nanos(wait).max(self.pause));
             let taken = Taken { retry_after: wait.map(Duration::from_nanos), ..taken };
             if let Some(wait) = wait {
@@ -217,12 +223,22 @@ impl Leased {
             }
             return Err(self.guard.rejection(&taken).into());
         }
+        let units = held.spend();
+        let mut state = share.state.lock();
         self.lost.fetch_add(state.units, Ordering::Relaxed);
-        state.units = taken.granted - cost;
+        state.units = units + taken.granted - cost;
         state.begun_with = state.units;
         state.until = asked_at.saturating_add(self.lease_for);
         state.rejected = None;
         Ok(Pass { source: Source::Store, remaining: state.units })
+    }
+
+    /// Takes what is left of the share out of it, to be spent by a request that costs more. Nothing
+    /// if its time may be over before the store has answered.
+    fn hold<'a>(&self, share: &'a Share, state: &mut State, now: u64) -> Held<'a> {
+        let is_in_time = self.guard.answers_by(now) <= state.until;
+        let units = if is_in_time { std::mem::take(&mut state.units) } else { 0 };
+        Held { share, units }
     }
 
     async fn ask_directly(&self, key: &str, cost: u64) -> Result<Pass, SharedError> {
@@ -291,6 +307,27 @@ impl Leased {
             asked: self.asked.load(Ordering::Relaxed),
             granted: self.granted.load(Ordering::Relaxed),
             lost: self.lost.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// Units of a share that wait for the store to grant the rest of a request. They go back to the
+/// share when this is dropped.
+struct Held<'a> {
+    share: &'a Share,
+    units: u64,
+}
+
+impl Held<'_> {
+    fn spend(mut self) -> u64 {
+        std::mem::take(&mut self.units)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if self.units > 0 {
+            self.share.state.lock().units += self.units;
         }
     }
 }

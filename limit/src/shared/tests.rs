@@ -83,6 +83,84 @@ async fn what_the_quota_allows_is_not_lost_in_shares() {
     }
 }
 
+/// A request that costs more than is left of a share asks for the rest only: what is left was granted
+/// for it too.
+#[tokio::test(start_paused = true)]
+async fn what_is_left_of_a_share_is_spent_by_a_request_that_costs_more() {
+    let (clock, counter) = store();
+    let quota = Quota::gcra(1_000, SECOND).burst(400);
+    let config = LeasedConfig::default();
+    let leased = Leased::with_clock(counter, quota, config, Arc::new(*clock)).unwrap();
+    let mut spent = 0;
+    // Twice what flows, in costs of which two do not fit into one share.
+    for turn in 0..1_200_u64 {
+        for cost in [1, 100, 37] {
+            spent += if leased.check("k", cost).await.is_ok() { cost } else { 0 };
+        }
+        tokio::time::advance(SECOND / if turn % 2 == 0 { 20 } else { 10 }).await;
+    }
+    let stats = leased.stats();
+    assert!(spent >= 85_000 && spent <= quota.most_in(90 * SECOND), "{spent}");
+    assert!(stats.lost * 20 <= stats.granted, "{stats:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn leases_never_exceed_the_bound_when_costs_do_not_fit_into_shares() {
+    let (clock, counter) = store();
+    let quota = Quota::gcra(100, SECOND).burst(50);
+    let node = || {
+        let config = LeasedConfig { lease: 10, lease_for: SECOND / 2, ..LeasedConfig::default() };
+        Leased::with_clock(Arc::clone(&counter) as _, quota, config, Arc::new(*clock)).unwrap()
+    };
+    let nodes = [node(), node(), node(), node()];
+    let mut passed: Vec<(u64, u64)> = Vec::new();
+    // As above; some shares run out of time between two requests, some within the store's time.
+    for turn in 0..4_000_u64 {
+        let node = if turn % 10 == 0 { turn / 10 % 4 } else { (turn / 300) % 4 };
+        let cost = [1, 7, 3, 12, 1, 1, 25][(turn % 7) as usize];
+        if nodes[node as usize].check("k", cost).await.is_ok() {
+            passed.push((clock.now(), cost));
+        }
+        tokio::time::advance(Duration::from_millis(1)).await;
+    }
+    let granted: u64 = nodes.iter().map(|node| node.stats().granted).sum();
+    let spent: u64 = passed.iter().map(|(_, cost)| cost).sum();
+    assert!(spent <= granted && granted <= quota.most_in(4 * SECOND), "{spent} of {granted}");
+    for window in [SECOND / 100, SECOND / 2, SECOND] {
+        let most = nodes[0].most_in(window, 4);
+        let length = window.as_nanos() as u64;
+        for (from, _) in &passed {
+            let within = passed.iter().filter(|(at, _)| (*from..from + length).contains(at));
+            let within: u64 = within.map(|(_, cost)| cost).sum();
+            assert!(within <= most, "{within} in {window:?}, at most {most}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_left_of_a_share_stays_when_the_store_grants_no_more() {
+    let (clock, counter) = store();
+    let quota = Quota::gcra(10, SECOND).burst(40);
+    let config = LeasedConfig { lease: 4, ..LeasedConfig::default() };
+    let node = Arc::clone(&counter) as _;
+    let leased = Leased::with_clock(node, quota, config, Arc::new(*clock)).unwrap();
+    let mut spend = 0;
+    // Until a share of several units is here.
+    while leased.check("k", 1).await.unwrap().remaining < 3 {
+        spend += 1;
+        assert!(spend < 20, "shares grow with use");
+    }
+    counter.fail(Some(down()));
+    assert!(matches!(leased.check("k", 5).await, Err(SharedError::Store(_))));
+    assert_eq!(leased.check("k", 1).await.unwrap().source, Source::Lease);
+    counter.fail(None);
+    tokio::time::advance(6 * SECOND / 10).await;
+    assert!(matches!(leased.check("k", 1_000).await, Err(SharedError::Rejected(_))));
+    let pass = leased.check("k", 1).await.unwrap();
+    assert_eq!((pass.source, pass.remaining), (Source::Lease, 1));
+    assert_eq!(leased.stats().lost, 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn without_a_store_it_fails_as_chosen_and_asks_seldom() {
     for (on_outage, passes) in [(OnOutage::Reject, false), (OnOutage::Admit, true)] {
