@@ -36,6 +36,18 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 const FORWARDED: [HeaderName; 4] =
     [X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, header::FORWARDED];
 
+/// Whether a server that passes headers on as variables, as CGI, WSGI and Rack do, would take `name`
+/// for one of [`FORWARDED`]: `-` and `_` are the same to it.
+fn is_alias_of_forwarded(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    name.contains('_')
+        && FORWARDED.iter().any(|known| {
+            let known = known.as_str();
+            let is_same = |(a, b): (u8, u8)| a == b || (a == b'_' && b == b'-');
+            known.len() == name.len() && name.bytes().zip(known.bytes()).all(is_same)
+        })
+}
+
 /// The options that `Connection` lists, such as `close` or the name of a header.
 fn connection_options(headers: &HeaderMap) -> impl Iterator<Item = &str> {
     let lines = headers.get_all(header::CONNECTION).iter();
@@ -100,7 +112,8 @@ pub(super) fn join_cookies(headers: &mut HeaderMap) {
 #[non_exhaustive]
 pub struct ForwardedConfig {
     /// Proxies whose own `X-Forwarded-*` and `Forwarded` headers are believed and extended. From
-    /// all others these headers are replaced. Default empty.
+    /// all others these headers are replaced. Default empty. The same names with `_` for `-`, which
+    /// CGI, WSGI and Rack do not tell apart, are removed whoever sends them.
     pub trusted: Vec<AddressRange>,
     /// Sends `X-Forwarded-For`, `X-Forwarded-Proto` and `X-Forwarded-Host`. Default true.
     pub x_forwarded: bool,
@@ -146,8 +159,13 @@ impl ForwardedConfig {
     pub(super) fn apply(&self, hop: Hop<'_>, headers: &mut HeaderMap) {
         let peer = hop.peer.ip();
         let is_trusted = self.trusts(peer);
-        if !is_trusted && headers.keys().any(|name| FORWARDED.contains(name)) {
-            for name in &FORWARDED {
+        let is_doubtful = |name: &HeaderName| {
+            (!is_trusted && FORWARDED.contains(name)) || is_alias_of_forwarded(name)
+        };
+        if headers.keys().any(is_doubtful) {
+            let doubtful: Vec<HeaderName> =
+                headers.keys().filter(|name| is_doubtful(name)).cloned().collect();
+            for name in doubtful {
                 headers.remove(name);
             }
         }

@@ -370,6 +370,23 @@ async fn streams_without_an_end_keep_nothing_of_the_retry_budget() {
     assert_eq!(up.stats().retries_rejected, 0);
 }
 
+/// For CGI, WSGI and Rack both are the variable `HTTP_X_FORWARDED_FOR`.
+#[tokio::test]
+async fn no_client_names_itself_by_underscores() {
+    let up = || async { upstream(&[echo().await], UpstreamConfig::default()) };
+    let mut trusting = HttpConfig::default();
+    trusting.forwarded.trusted = vec!["127.0.0.1".parse().unwrap()];
+    for config in [HttpConfig::default(), trusting] {
+        let (address, _proxy) = proxy(up().await, config).await;
+        let request = "GET / HTTP/1.1\r\nhost: a\r\nX_Forwarded_For: 6.6.6.6\r\n\
+                       x-forwarded_proto: 6.6.6.6\r\nx_custom: 1\r\nX_Forwarded_Fort: 2\r\n\r\n";
+        let seen = Conn::connect(address).await.ask(request).await.text().to_lowercase();
+        assert!(!seen.contains("6.6.6.6"), "{seen}");
+        assert!(seen.contains("x-forwarded-for: 127.0.0.1\r\n"), "{seen}");
+        assert!(seen.contains("x_custom: 1") && seen.contains("x_forwarded_fort: 2"), "{seen}");
+    }
+}
+
 /// A listener to which nobody connects takes no place from the others.
 #[tokio::test]
 async fn listeners_share_the_last_place() {
