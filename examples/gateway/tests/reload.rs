@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use gateway::gateway::{ApplyError, Gateway};
+use gateway::reload::Watched;
 use parking_lot::Mutex;
 use tokio::net::UdpSocket;
 
@@ -266,4 +267,31 @@ async fn a_pool_follows_its_name_and_keeps_its_backends_when_lookups_fail() {
         .await
         .expect_err("no name");
     assert!(error.to_string().contains("must be a DNS name"), "{error}");
+}
+
+/// The wait is dropped whenever something else happens in the loop of the process, such as the table
+/// of `--view`, also between the signal and the text of the file.
+#[tokio::test]
+async fn a_signal_is_not_lost_with_the_wait_that_took_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("gateway.toml");
+    std::fs::write(&path, "as it was").expect("written");
+    let mut watched = Watched::new(&path, "as it was").expect("a handler");
+    for round in 0..20 {
+        let own = rustix::process::getpid();
+        rustix::process::kill_process(own, rustix::process::Signal::HUP).expect("sent");
+        let asked = async {
+            // Waits that are dropped as soon as they can, then later ones.
+            for wait in 0_u64.. {
+                tokio::select! {
+                    biased;
+                    text = watched.changed() => return text,
+                    () = tokio::time::sleep(Duration::from_micros(wait * 20)) => {}
+                }
+            }
+            unreachable!("a wait ends it")
+        };
+        let text = tokio::time::timeout(Duration::from_secs(10), asked).await;
+        assert_eq!(text.as_deref(), Ok("as it was"), "round {round}");
+    }
 }

@@ -228,7 +228,9 @@ impl HttpProxy {
     }
 
     /// Stops accepting, tells clients to go (`Connection: close`, GOAWAY), and waits until every
-    /// connection has ended; after `timeout` cuts the rest. Returns how many were cut.
+    /// connection has ended; after `timeout` cuts the rest. Returns how many were cut. Clients that
+    /// have connected and were not accepted yet are reset by the system, and those within their TLS
+    /// handshake are ended: no request of theirs was read.
     ///
     /// # Cancel safety
     /// Dropping the future leaves the proxy draining: nothing is accepted, nothing is cut. It may
