@@ -227,9 +227,11 @@ async fn sweep(upstream: Weak<Inner>) {
             }
             stays
         });
-        let pools: Vec<_> = pools.values().cloned().collect();
+        let kept: Vec<_> = pools.values().cloned().collect();
+        // Requests need the lock; connections are closed without it.
+        drop(pools);
         drop(removed);
-        for pool in pools {
+        for pool in kept {
             pool.close_idle();
         }
     }
