@@ -3,29 +3,37 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use voussoir_cache::{
     Cache, OpenError, PlainCodec, Sink, SinkError, Write, WriteBehind, WriteBehindConfig,
-    async_trait,
+    WriteError, async_trait,
 };
-use voussoir_journal::{Config, Error, Journal, MemoryFiles, Work};
+use voussoir_journal::{Commit, Config, Error, Journal, MemoryFiles, Work};
 use voussoir_sim::{Rng, Situations};
 
 type Texts = Cache<u64, Vec<u8>>;
 
-/// Rejects everything while it is told to.
+/// Rejects everything, or fails, while it is told to.
 #[derive(Clone, Default)]
 struct Gate {
     rejects: Arc<AtomicBool>,
+    is_down: Arc<AtomicBool>,
+    calls: Arc<AtomicUsize>,
 }
 
 #[async_trait]
 impl Sink<u64, Vec<u8>> for Gate {
     async fn write(&self, writes: &[Write<u64, Vec<u8>>]) -> Vec<Result<(), SinkError>> {
-        let rejects = self.rejects.load(Ordering::SeqCst);
-        let answer = |_| if rejects { Err(SinkError::rejected("shut")) } else { Ok(()) };
+        self.calls.fetch_add(1, Ordering::SeqCst);
+        let (rejects, is_down) =
+            (self.rejects.load(Ordering::SeqCst), self.is_down.load(Ordering::SeqCst));
+        let answer = |_| match (is_down, rejects) {
+            (true, _) => Err(SinkError::not_applied("down")),
+            (_, true) => Err(SinkError::rejected("shut")),
+            _ => Ok(()),
+        };
         writes.iter().map(answer).collect()
     }
 }
@@ -158,6 +166,117 @@ async fn a_rejection_that_is_settled_while_its_log_is_rewritten_stays_settled() 
     drop(journal);
     let journal = open_journal();
     assert_eq!(rejected(&cache(&journal, &gate)), BTreeMap::new());
+}
+
+/// A journal without threads, whose configuration is changed as the test wants it.
+fn manual(files: &Arc<MemoryFiles>, change: impl FnOnce(&mut Config)) -> Journal {
+    let mut config = Config::manual();
+    config.segment_bytes = 4 << 20;
+    config.max_bytes = 64 << 20;
+    change(&mut config);
+    Journal::open_with(Arc::<MemoryFiles>::clone(files), config).unwrap()
+}
+
+/// Does the journal's work for as long as the test lasts.
+fn keep_working(journal: &Journal) -> tokio::task::JoinHandle<()> {
+    let journal = journal.clone();
+    tokio::spawn(async move {
+        // Ends: with the test's runtime, or when it is aborted.
+        loop {
+            while journal.work(0) != Work::Idle {}
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+}
+
+/// Fills the journal with records of a log of its own until it rejects the next one.
+fn fill(journal: &Journal, bytes: usize, work: impl Fn()) -> Error {
+    let log = journal.log("others", 1).unwrap();
+    let (failed, failure) = std::sync::mpsc::channel();
+    // Ends: the journal is bounded.
+    loop {
+        let commit = Commit::new().append(&log, [vec![0_u8; bytes]]);
+        let failed = failed.clone();
+        let done = move |outcome: Result<_, Error>| drop(outcome.map_err(|error| failed.send(error)));
+        if let Err(rejected) = journal.submit(commit, done) {
+            return rejected.error;
+        }
+        work();
+        if let Ok(error) = failure.try_recv() {
+            return error;
+        }
+    }
+}
+
+/// The sink takes a newer value of a key whose older one it had rejected, and the journal has no
+/// room for the record that says so. A restart must not bring the rejection back.
+#[tokio::test(start_paused = true)]
+async fn a_rejection_stays_settled_although_the_journal_was_busy() {
+    let files = Arc::new(MemoryFiles::new());
+    let gate = Gate::default();
+    gate.rejects.store(true, Ordering::SeqCst);
+    let open_journal = || manual(&files, |config| config.max_pending_bytes = 64 << 10);
+    let journal = open_journal();
+    let texts = cache(&journal, &gate);
+    let working = keep_working(&journal);
+    texts.write(1, b"old".to_vec()).await.unwrap();
+    texts.flush().await;
+    assert_eq!(rejected(&texts), BTreeMap::from([(1, b"old".to_vec())]));
+    working.abort();
+    gate.rejects.store(false, Ordering::SeqCst);
+    let newer = tokio::spawn({
+        let texts = texts.clone();
+        async move { texts.write(1, b"new".to_vec()).await }
+    });
+    yield_until_idle().await;
+    while journal.work(0) != Work::Idle {}
+    // The write is acknowledged, and the flusher has not been polled since.
+    let error = fill(&journal, 1000, || {});
+    assert!(matches!(error, Error::Busy { .. }), "{error}");
+    let calls = gate.calls.load(Ordering::SeqCst);
+    yield_until_idle().await;
+    newer.await.unwrap().unwrap();
+    assert_eq!(gate.calls.load(Ordering::SeqCst), calls + 1, "the sink has taken it");
+    let working = keep_working(&journal);
+    texts.flush().await;
+    assert_eq!(rejected(&texts), BTreeMap::new());
+    let closed = texts.close(Duration::from_secs(1)).await;
+    assert!(closed.is_complete(), "{closed:?}");
+    working.abort();
+    journal.close().unwrap();
+    drop((texts, journal));
+    let journal = open_journal();
+    let texts = cache(&journal, &gate);
+    assert_eq!(rejected(&texts), BTreeMap::new());
+    assert!(!texts.retry_rejected(&1).await.unwrap(), "the old value would replace the new one");
+}
+
+/// A write that the sink rejects keeps its record, and all that follow it, in a journal that is
+/// full: moving it must be possible there.
+#[tokio::test(start_paused = true)]
+async fn a_full_journal_lets_rejected_writes_move() {
+    let files = Arc::new(MemoryFiles::new());
+    let gate = Gate::default();
+    gate.is_down.store(true, Ordering::SeqCst);
+    let journal = manual(&files, |config| {
+        config.segment_bytes = 64 << 10;
+        config.max_bytes = 4 * config.segment_bytes;
+    });
+    let texts = cache(&journal, &gate);
+    let working = keep_working(&journal);
+    texts.write(1, b"one".to_vec()).await.unwrap();
+    texts.write(2, b"two".to_vec()).await.unwrap();
+    let error = fill(&journal, 8000, || while journal.work(0) != Work::Idle {});
+    assert!(matches!(error, Error::Full { .. }), "{error}");
+    let write = texts.write(3, b"three".to_vec()).await;
+    assert!(matches!(write, Err(WriteError::Journal(Error::Full { .. }))), "{write:?}");
+    gate.rejects.store(true, Ordering::SeqCst);
+    gate.is_down.store(false, Ordering::SeqCst);
+    let flushed = tokio::time::timeout(Duration::from_secs(60), texts.flush()).await;
+    assert!(flushed.is_ok(), "the sink's answer has nowhere to go");
+    assert_eq!(rejected(&texts).len(), 2);
+    assert_eq!(texts.stats().backlog, 0);
+    working.abort();
 }
 
 static SITUATIONS: [&str; 5] = [

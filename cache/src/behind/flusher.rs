@@ -82,6 +82,10 @@ impl<K: Key, V: Value> Drop for Flusher<K, V> {
 
 type Answers = Vec<Result<(), SinkError>>;
 
+/// A write of which the log of rejected writes has to be told before it leaves the backlog: the
+/// sink has rejected it, or with `None` has taken it, which settles the key's older rejection.
+type Booking<K, V> = (Taken<K, V>, Option<SinkError>);
+
 impl<K: Key, V: Value> Flusher<K, V> {
     async fn run(mut self) {
         let mut pause_until = 0;
@@ -165,41 +169,41 @@ impl<K: Key, V: Value> Flusher<K, V> {
 
     /// Books what the sink said. Returns when the next call may be.
     async fn settle(&mut self, taken: Vec<Taken<K, V>>, answers: Answers) -> u64 {
-        let (mut taken_by_sink, mut change) = (0, Change::default());
-        let mut rejected = Vec::new();
+        let (mut taken_by_sink, mut rejected) = (0, 0);
+        let mut bookings = Vec::new();
         for (one, answer) in taken.into_iter().zip(answers) {
             match answer {
                 Ok(()) => {
                     taken_by_sink += 1;
                     if self.shared.rejected.lock().contains(&one.key) {
                         // What was rejected is older than what the sink has now.
-                        change.rejected.push(self.shared.log.encode_settled(&one.key));
-                        let settled = self.shared.rejected.lock().remove(&one.key);
-                        // Foreign code: after the lock.
-                        drop(settled);
+                        bookings.push((one, None));
+                    } else {
+                        self.flushed(&one);
                     }
-                    self.flushed(&one);
                 }
-                Err(error) if error.is_rejection() && self.has_room_for(&rejected) => {
-                    rejected.push((one, error));
+                Err(error) if error.is_rejection() && self.has_room_for(rejected) => {
+                    rejected += 1;
+                    bookings.push((one, Some(error)));
                 }
                 Err(error) => self.failed(&one, &error),
             }
         }
-        if taken_by_sink == 0 && rejected.is_empty() {
+        if taken_by_sink == 0 && rejected == 0 {
             self.failures = self.failures.saturating_add(1);
             self.batch = (self.batch / 2).max(1);
         } else {
             self.failures = 0;
             self.batch = self.batch.saturating_mul(2).min(self.shared.config.max_batch);
         }
-        self.commit(change, rejected).await;
+        self.book(bookings).await;
         self.shared.progress.notify_waiters();
         if self.failures == 0 { 0 } else { self.shared.now() + self.backoff(self.failures) }
     }
 
-    fn has_room_for(&self, rejected: &[(Taken<K, V>, SinkError)]) -> bool {
-        self.shared.rejected.lock().len() + rejected.len() < self.shared.config.max_rejected
+    /// Whether one more write than `rejected` may be kept as rejected.
+    fn has_room_for(&self, rejected: usize) -> bool {
+        self.shared.rejected.lock().len() + rejected < self.shared.config.max_rejected
     }
 
     /// The sink has this value. The cache gets it before it leaves the backlog: at no moment does a
@@ -225,6 +229,11 @@ impl<K: Key, V: Value> Flusher<K, V> {
         if self.failures == 0 {
             tracing::warn!(target: "voussoir::cache", %error, "a write could not be flushed");
         }
+        self.retry(one);
+    }
+
+    /// The write stays in the backlog, and the sink gets it again.
+    fn retry(&mut self, one: &Taken<K, V>) {
         self.shared.flush_failures.fetch_add(1, Ordering::Relaxed);
         let at = self.shared.now().saturating_add(self.backoff(one.attempts + 1));
         self.finish(one, Flushed::Retry { at });
@@ -251,64 +260,97 @@ impl<K: Key, V: Value> Flusher<K, V> {
         pause / 2 + self.random.u64(0..=pause / 2)
     }
 
-    /// One commit: rejected writes move to their own log, settled ones leave it, and the writes
-    /// that nobody needs any more are released.
-    async fn commit(&mut self, mut change: Change, rejected: Vec<(Taken<K, V>, SinkError)>) {
-        for (one, error) in &rejected {
-            let (value, reason) = (Option::as_ref(&one.value), error.to_string());
-            change.rejected.push(self.shared.log.encode_rejected(&one.key, value, &reason));
-        }
-        if change.rejected.is_empty() {
+    /// Tells the log of rejected writes what has to be told there, and releases what nobody needs
+    /// any more.
+    async fn book(&mut self, bookings: Vec<Booking<K, V>>) {
+        if bookings.is_empty() {
             return self.release();
         }
-        let release_point = self.shared.state.lock().release_point();
-        change.release = Some(release_point);
-        let outcome = self.move_rejected(change, &rejected).await;
-        if let Err(error) = &outcome {
-            let what = "rejected writes could not be moved";
-            tracing::error!(target: "voussoir::cache", %error, what);
-        } else {
-            self.released = self.released.max(release_point);
-        }
-        for (one, error) in rejected {
-            if outcome.is_err() {
-                self.shared.rejected.lock().keep(&one.key);
-                self.failed(&one, &error);
-                continue;
+        let log = &self.shared.log;
+        let record = |(one, rejection): &Booking<K, V>| match rejection {
+            Some(error) => {
+                let value = Option::as_ref(&one.value);
+                log.encode_rejected(&one.key, value, &error.to_string())
             }
-            tracing::warn!(target: "voussoir::cache", %error, "the sink has rejected a write");
-            let value = Arc::clone(&one.value);
-            let reason = error.to_string().into();
-            let replaced = self.shared.rejected.lock().insert(one.key.clone(), value, reason);
-            // Foreign code: after the lock.
-            drop(replaced);
-            // The reader's next answer is the sink's.
-            if let Some(cache) = self.cache.upgrade() {
-                cache.flushed(&one.key, None);
-            }
-            self.finish(&one, Flushed::Done);
-        }
+            None => log.encode_settled(&one.key),
+        };
+        let records = bookings.iter().map(record).collect();
+        self.commit(bookings, records).await;
         self.release();
         self.compact_rejected().await;
     }
 
-    /// Commits the change. From its submission on nobody settles an older rejection of these keys:
-    /// that would settle the new one.
-    async fn move_rejected(
+    /// One commit: rejected writes move to their own log, settled rejections leave it, and the
+    /// records of both writes are released with it. Only when the log has it do they leave the
+    /// backlog: until then the next process writes them again, whatever the log says of older
+    /// rejections.
+    async fn commit(&mut self, bookings: Vec<Booking<K, V>>, records: Vec<Vec<u8>>) {
+        let release_point = {
+            let ends = bookings.iter().map(|(one, _)| (&one.key, one.sequence));
+            self.shared.state.lock().release_point_without(ends)
+        };
+        let change = Change { rejected: records, release: Some(release_point), ..Change::default() };
+        let (settling, outcome) = self.submit_bookings(change, &bookings).await;
+        if let Err(error) = &outcome {
+            let what = "rejected writes could not be moved";
+            tracing::error!(target: "voussoir::cache", %error, what);
+            for ((one, _), is_settling) in bookings.iter().zip(settling) {
+                if is_settling {
+                    self.shared.rejected.lock().keep(&one.key);
+                }
+                self.retry(one);
+            }
+            return;
+        }
+        self.released = self.released.max(release_point);
+        for (one, rejection) in bookings {
+            match rejection {
+                Some(error) => self.rejected(&one, &error),
+                None => {
+                    let settled = self.shared.rejected.lock().remove(&one.key);
+                    // Foreign code: after the lock.
+                    drop(settled);
+                    self.flushed(&one);
+                }
+            }
+        }
+    }
+
+    /// The log has this rejected write.
+    fn rejected(&self, one: &Taken<K, V>, error: &SinkError) {
+        tracing::warn!(target: "voussoir::cache", %error, "the sink has rejected a write");
+        let (value, reason) = (Arc::clone(&one.value), error.to_string().into());
+        let replaced = self.shared.rejected.lock().insert(one.key.clone(), value, reason);
+        // Foreign code: after the lock.
+        drop(replaced);
+        // The reader's next answer is the sink's.
+        if let Some(cache) = self.cache.upgrade() {
+            cache.flushed(&one.key, None);
+        }
+        self.finish(one, Flushed::Done);
+    }
+
+    /// Commits the change, and waits for the log. From its submission on nobody else settles an
+    /// older rejection of these keys: that would settle a new one too. Also returns for which keys
+    /// this has begun to settle one.
+    async fn submit_bookings(
         &self,
         change: Change,
-        rejected: &[(Taken<K, V>, SinkError)],
-    ) -> Result<(), WriteError> {
-        let reply = {
+        bookings: &[Booking<K, V>],
+    ) -> (Vec<bool>, Result<(), WriteError>) {
+        let (settling, reply) = {
             let _order = self.shared.rejected_order.lock();
             let mut table = self.shared.rejected.lock();
-            for (one, _) in rejected {
-                table.settle(&one.key);
-            }
+            let settle = |(one, _): &Booking<K, V>| table.settle(&one.key).is_some();
+            let settling = bookings.iter().map(settle).collect();
             drop(table);
-            self.shared.submit_with_reply(change)
+            (settling, self.shared.submit_with_reply(change))
         };
-        Reply::wait(reply?).await
+        let outcome = match reply {
+            Ok(reply) => Reply::wait(reply).await,
+            Err(error) => Err(error),
+        };
+        (settling, outcome)
     }
 
     /// Releases what nobody needs any more. When a crash loses the release, more is flushed again.

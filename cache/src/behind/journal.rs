@@ -285,6 +285,12 @@ impl<K: Key, V: Value> WriteLog<K, V> for JournalLog<K, V> {
             commit = commit.release(&self.writes, upto);
         }
         let writes = !change.writes.is_empty();
+        // What was rejected or settled frees the records before it, and a log that is written anew
+        // the one before it: a full journal must not refuse what makes room there.
+        let releases = change.release.is_some() || change.release_rejected.is_some();
+        if releases && !change.rejected.is_empty() {
+            commit = commit.frees_space();
+        }
         commit = commit.append(&self.writes, change.writes).append(&self.rejected, change.rejected);
         if let Some(upto) = change.release_rejected {
             commit = commit.release(&self.rejected, upto);

@@ -353,7 +353,24 @@ impl<K: Hash + Eq + Clone, V> Backlog<K, V> {
 
     /// Records below this position are no longer needed.
     pub(crate) fn release_point(&self) -> u64 {
-        let dirty = self.positions.first_key_value().map_or(self.end, |(position, _)| *position);
+        self.release_point_without(std::iter::empty())
+    }
+
+    /// The release point once the flushes of these keys and sequences have ended.
+    pub(crate) fn release_point_without<'a>(
+        &self,
+        ending: impl Iterator<Item = (&'a K, u64)>,
+    ) -> u64
+    where
+        K: 'a,
+    {
+        let newest = |key: &K| self.slots.get(key)?.newest.as_ref();
+        let ending: BTreeSet<u64> = ending
+            .filter_map(|(key, sequence)| newest(key).filter(|dirty| dirty.sequence == sequence))
+            .map(|dirty| dirty.position)
+            .collect();
+        let mut dirty = self.positions.keys().filter(|position| !ending.contains(position));
+        let dirty = dirty.next().copied().unwrap_or(self.end);
         let submitted = self.unacknowledged.first_key_value().map_or(self.end, |(least, _)| *least);
         dirty.min(submitted)
     }
