@@ -133,9 +133,12 @@ async fn a_rejection_that_is_settled_while_its_log_is_rewritten_stays_settled() 
         for write in writes {
             write.await.unwrap().unwrap();
         }
-        // The flusher has a batch rejected, and hands the move to the other log in.
-        yield_until_idle().await;
-        work();
+        // The flusher has a batch rejected, and hands the move to the other log in, in several
+        // commits.
+        while records(&journal) < u64::from(round + 1) * KEYS {
+            yield_until_idle().await;
+            work();
+        }
         rewriting_at = records(&journal);
     }
     assert!(rewriting_at > 4 * KEYS + 64, "{rewriting_at} records: the log is being rewritten");
@@ -277,6 +280,79 @@ async fn a_full_journal_lets_rejected_writes_move() {
     assert_eq!(rejected(&texts).len(), 2);
     assert_eq!(texts.stats().backlog, 0);
     working.abort();
+}
+
+/// 1.3 MB of rejected writes from one call are more than the journal takes at once.
+#[tokio::test(start_paused = true)]
+async fn what_one_call_rejects_moves_in_several_commits() {
+    const KEYS: u64 = 256;
+    let gate = Gate::default();
+    gate.is_down.store(true, Ordering::SeqCst);
+    let journal = manual(&Arc::default(), |config| config.segment_bytes = 4 << 20);
+    let texts = cache(&journal, &gate);
+    let working = keep_working(&journal);
+    for key in 0..KEYS {
+        texts.write(key, vec![7; 5000]).await.unwrap();
+    }
+    gate.rejects.store(true, Ordering::SeqCst);
+    gate.is_down.store(false, Ordering::SeqCst);
+    let before = gate.calls.load(Ordering::SeqCst);
+    texts.flush().await;
+    assert_eq!(rejected(&texts).len() as u64, KEYS);
+    // The batch has to grow again after the failures, and some writes wait for their pause.
+    let calls = gate.calls.load(Ordering::SeqCst) - before;
+    assert!(calls <= 40, "{calls} calls: the sink was asked again for what it had rejected");
+    working.abort();
+}
+
+/// The record of a rejection is longer than that of its write. The largest write that is accepted
+/// can be rejected all the same, and what lies beside it can be moved.
+#[tokio::test(start_paused = true)]
+async fn the_largest_write_can_be_rejected() {
+    // Segments below 4 MiB have smaller commits.
+    for segment_bytes in [4 << 20, 64 << 10] {
+        let files = Arc::new(MemoryFiles::new());
+        let gate = Gate::default();
+        gate.rejects.store(true, Ordering::SeqCst);
+        let open_journal = || manual(&files, |config| config.segment_bytes = segment_bytes);
+        let journal = open_journal();
+        // A record's length in the journal, version, kind, and the key with its length.
+        let largest = journal.max_batch_bytes() as usize - 4 - 2 - 4 - 8;
+        let texts = cache(&journal, &gate);
+        let working = keep_working(&journal);
+        let refused = texts.write(1, vec![1; largest]).await;
+        let is_too_large = |error: &WriteError| {
+            matches!(error, WriteError::Journal(Error::TooLarge { what: "write", .. }))
+        };
+        assert!(is_too_large(refused.as_ref().unwrap_err()), "{refused:?}");
+        // Without the length of a reason.
+        let largest = largest - 4;
+        let flushed = async |key| {
+            texts.write(key, vec![1; largest]).await.unwrap();
+            tokio::time::timeout(Duration::from_secs(60), texts.flush()).await
+        };
+        assert!(flushed(1).await.is_ok(), "a rejection that fits nowhere");
+        for key in 2..21 {
+            texts.write(key, vec![1; 10]).await.unwrap();
+            texts.flush().await;
+        }
+        assert_eq!(rejected(&texts).len(), 20);
+        // Written anew, beside smaller ones.
+        for _ in 0..200 {
+            texts.write(4, vec![1; 10]).await.unwrap();
+            texts.flush().await;
+        }
+        assert!(records(&journal) < 150, "{} records", records(&journal));
+        let closed = texts.close(Duration::from_secs(10)).await;
+        assert!(closed.is_complete(), "{closed:?}");
+        working.abort();
+        journal.close().unwrap();
+        drop((texts, journal));
+        let texts = cache(&open_journal(), &gate);
+        assert_eq!(texts.rejected_writes().len(), 20);
+        let largest_one = texts.rejected_writes().into_iter().find(|write| write.key == 1);
+        assert_eq!(largest_one.and_then(|write| write.value).map(|value| value.len()), Some(largest));
+    }
 }
 
 static SITUATIONS: [&str; 5] = [

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::log::{Change, Hold, complete};
+use super::log::{Change, Hold, RECORD_BYTES, complete};
 use super::rejected::Reply;
 use super::{Behind, Shared};
 use crate::config::nanos;
@@ -23,12 +23,39 @@ use crate::source::{Sink, Write};
 /// A log is rewritten when it has this many records for each dirty key, and so many more.
 const RECORDS_PER_KEY_MAX: u64 = 4;
 const RECORDS_SPARE: u64 = 4096;
-/// One rewriting commit has at most so many records, and ends with the record that reaches so many
-/// bytes.
+/// One commit that moves records has at most so many of them, and of so many bytes, unless a single
+/// record is larger.
 const MOVED_RECORDS_MAX: usize = 256;
 const MOVED_BYTES_MAX: usize = 256 << 10;
 /// Records of the log of rejected writes that are no longer needed, beyond those that are.
 const REJECTED_SPARE: u64 = 64;
+
+/// The room for records in one commit that moves them.
+struct Room {
+    records: usize,
+    bytes: usize,
+    bytes_max: usize,
+}
+
+impl Room {
+    /// `bytes_max`: what the log takes in one commit.
+    fn new(bytes_max: usize) -> Self {
+        Self { records: 0, bytes: 0, bytes_max: bytes_max.min(MOVED_BYTES_MAX) }
+    }
+
+    /// Whether the commit takes one more record. The first one always fits: the log takes whatever
+    /// it has accepted as a write.
+    fn takes(&mut self, record: &[u8]) -> bool {
+        let bytes = self.bytes + record.len() + RECORD_BYTES;
+        let takes =
+            self.records == 0 || (self.records < MOVED_RECORDS_MAX && bytes <= self.bytes_max);
+        if takes {
+            self.records += 1;
+            self.bytes = bytes;
+        }
+        takes
+    }
+}
 
 /// Starts the flusher. It ends with the cache.
 pub(crate) fn spawn<K: Key, V: Value>(
@@ -260,22 +287,32 @@ impl<K: Key, V: Value> Flusher<K, V> {
         pause / 2 + self.random.u64(0..=pause / 2)
     }
 
-    /// Tells the log of rejected writes what has to be told there, and releases what nobody needs
-    /// any more.
+    /// Tells the log of rejected writes what has to be told there, in commits of bounded size, and
+    /// releases what nobody needs any more.
     async fn book(&mut self, bookings: Vec<Booking<K, V>>) {
         if bookings.is_empty() {
             return self.release();
         }
-        let log = &self.shared.log;
-        let record = |(one, rejection): &Booking<K, V>| match rejection {
-            Some(error) => {
-                let value = Option::as_ref(&one.value);
-                log.encode_rejected(&one.key, value, &error.to_string())
-            }
-            None => log.encode_settled(&one.key),
+        let log = Arc::clone(&self.shared.log);
+        let record = |booking: Booking<K, V>| {
+            let (one, rejection) = &booking;
+            let record = match rejection {
+                Some(error) => {
+                    let value = Option::as_ref(&one.value);
+                    log.encode_rejected(&one.key, value, &error.to_string())
+                }
+                None => log.encode_settled(&one.key),
+            };
+            (booking, record)
         };
-        let records = bookings.iter().map(record).collect();
-        self.commit(bookings, records).await;
+        let mut rest = bookings.into_iter().map(record).peekable();
+        // Ends: each round takes at least one of the rest.
+        while rest.peek().is_some() {
+            let mut room = Room::new(log.max_batch_bytes());
+            let part = std::iter::from_fn(|| rest.next_if(|(_, record)| room.takes(record)));
+            let (part, records) = part.unzip();
+            self.commit(part, records).await;
+        }
         self.release();
         self.compact_rejected().await;
     }
@@ -373,22 +410,22 @@ impl<K: Key, V: Value> Flusher<K, V> {
     /// compaction that stops halfway loses nothing.
     async fn compact_rejected(&self) {
         let bounds = self.shared.log.rejected_bounds();
-        let mut rest = self.shared.rejected.lock().all();
-        if bounds.end - bounds.start <= 4 * rest.len() as u64 + REJECTED_SPARE {
+        let all = self.shared.rejected.lock().all();
+        if bounds.end - bounds.start <= 4 * all.len() as u64 + REJECTED_SPARE {
             return;
         }
+        let log = Arc::clone(&self.shared.log);
+        let encode = |(key, value, reason): (K, Arc<Option<V>>, Arc<str>)| {
+            let record = log.encode_rejected(&key, Option::as_ref(&value), &reason);
+            (key, value, record)
+        };
+        let mut rest = all.into_iter().map(encode).peekable();
         // Ends: each round takes at least one of the rest, or is the last.
         loop {
-            let (mut records, mut bytes) = (Vec::new(), 0);
-            while records.len() < MOVED_RECORDS_MAX
-                && bytes < MOVED_BYTES_MAX
-                && let Some((key, value, reason)) = rest.pop()
-            {
-                let record = self.shared.log.encode_rejected(&key, Option::as_ref(&value), &reason);
-                bytes += record.len();
-                records.push((key, value, record));
-            }
-            let is_last = rest.is_empty();
+            let mut room = Room::new(log.max_batch_bytes());
+            let part = std::iter::from_fn(|| rest.next_if(|(.., record)| room.takes(record)));
+            let records = part.collect();
+            let is_last = rest.peek().is_none();
             let release_rejected = is_last.then_some(bounds.end);
             let Some(reply) = self.append_rejected(records, release_rejected) else { return };
             // Failed: tried again with the next rejected write.
@@ -430,16 +467,13 @@ impl<K: Key, V: Value> Shared<K, V> {
             return;
         }
         let oldest = self.state.lock().oldest(MOVED_RECORDS_MAX);
-        let mut bytes = 0;
-        let mut records = Vec::new();
-        for (key, sequence, value) in oldest {
+        let mut room = Room::new(self.log.max_batch_bytes());
+        let encode = |(key, sequence, value): (K, u64, Arc<Option<V>>)| {
             let record = self.log.encode(&key, Option::as_ref(&value));
-            bytes += record.len();
-            records.push((key, sequence, record));
-            if bytes >= MOVED_BYTES_MAX {
-                break;
-            }
-        }
+            (key, sequence, record)
+        };
+        let oldest = oldest.into_iter().map(encode);
+        let mut records: Vec<_> = oldest.take_while(|(.., record)| room.takes(record)).collect();
         let order = self.order.lock();
         let (least, moved, writes) = {
             let mut state = self.state.lock();

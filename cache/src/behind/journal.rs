@@ -21,7 +21,7 @@ use std::sync::Arc;
 use thiserror::Error;
 use voussoir_journal::{Commit, Durability, Health, Journal, Lease, Log, ReadError};
 
-use super::log::{Change, Completion, Done, Hold, WriteLog};
+use super::log::{Change, Completion, Done, Hold, RECORD_BYTES, WriteLog};
 use crate::codec::{Codec, CodecError};
 use crate::error::{ConfigError, WriteError};
 use crate::flights::{Key, Value};
@@ -36,6 +36,8 @@ const SETTLED: u8 = 4;
 const READ_BYTES: usize = 1 << 20;
 /// Longer reasons are cut: they come from the sink.
 const REASON_BYTES_MAX: usize = 1024;
+/// The length of a reason.
+const REASON_HEAD_BYTES: usize = 4;
 
 /// Why the writes of an earlier process could not be read back. The journal was not changed.
 #[derive(Debug, Error)]
@@ -243,6 +245,20 @@ impl<K: Key, V: Value> JournalLog<K, V> {
         out[2..6].copy_from_slice(&length.to_le_bytes());
         out
     }
+
+    /// Bytes of the largest record.
+    fn max_record_bytes(&self) -> usize {
+        self.max_batch_bytes().saturating_sub(RECORD_BYTES)
+    }
+
+    /// Rejects a write of which no record could say that the sink has rejected it, which is longer
+    /// than that of the write.
+    fn check_size(&self, writes: &[Vec<u8>]) -> Result<(), WriteError> {
+        let limit = self.max_record_bytes().saturating_sub(REASON_HEAD_BYTES);
+        let Some(record) = writes.iter().find(|record| record.len() > limit) else { return Ok(()) };
+        let (what, bytes, limit) = ("write", record.len() as u64, limit as u64);
+        Err(WriteError::Journal(voussoir_journal::Error::TooLarge { what, bytes, limit }))
+    }
 }
 
 impl<K: Key, V: Value> WriteLog<K, V> for JournalLog<K, V> {
@@ -260,13 +276,17 @@ impl<K: Key, V: Value> WriteLog<K, V> for JournalLog<K, V> {
 
     fn encode_rejected(&self, key: &K, value: Option<&V>, reason: &str) -> Vec<u8> {
         let kind = if value.is_some() { WRITE_REJECTED } else { DELETE_REJECTED };
-        let reason = &reason.as_bytes()[..reason.len().min(REASON_BYTES_MAX)];
         let mut out = self.record(kind, key);
+        let mut encoded = Vec::new();
+        if let Some(value) = value {
+            self.codec.encode_value(value, &mut encoded);
+        }
+        let taken = out.len() + REASON_HEAD_BYTES + encoded.len();
+        let room = self.max_record_bytes().saturating_sub(taken);
+        let reason = &reason.as_bytes()[..reason.len().min(REASON_BYTES_MAX).min(room)];
         out.extend_from_slice(&(reason.len() as u32).to_le_bytes());
         out.extend_from_slice(reason);
-        if let Some(value) = value {
-            self.codec.encode_value(value, &mut out);
-        }
+        out.extend_from_slice(&encoded);
         out
     }
 
@@ -280,6 +300,7 @@ impl<K: Key, V: Value> WriteLog<K, V> for JournalLog<K, V> {
         hold: Arc<Hold>,
         done: Done,
     ) -> Result<Option<Completion>, WriteError> {
+        self.check_size(&change.writes)?;
         let mut commit = Commit::new();
         if let Some(upto) = change.release {
             commit = commit.release(&self.writes, upto);
@@ -307,6 +328,10 @@ impl<K: Key, V: Value> WriteLog<K, V> for JournalLog<K, V> {
         };
         let submitted = self.journal.submit(commit, done);
         submitted.map(|()| None).map_err(|rejected| WriteError::Journal(rejected.error))
+    }
+
+    fn max_batch_bytes(&self) -> usize {
+        usize::try_from(self.journal.max_batch_bytes()).unwrap_or(usize::MAX)
     }
 
     fn rejected_bounds(&self) -> Range<u64> {

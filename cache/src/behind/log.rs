@@ -21,6 +21,9 @@ pub(crate) fn complete(completion: Option<Completion>) {
     }
 }
 
+/// What a log adds to each record of a commit.
+pub(crate) const RECORD_BYTES: usize = 4;
+
 /// Changes that happen together.
 #[derive(Debug, Default)]
 pub(crate) struct Change {
@@ -67,7 +70,8 @@ pub(crate) trait WriteLog<K, V>: Send + Sync {
     /// A record that says that a key's rejected write is settled. Runs foreign code.
     fn encode_settled(&self, key: &K) -> Vec<u8>;
     /// Hands a change in without waiting. Changes are applied in the order of the calls. `done` is
-    /// not called where this fails. A log that is done at once returns the call of `done`, for the
+    /// not called where this fails, as it does for a write that is so large that no record could
+    /// say that the sink has rejected it. A log that is done at once returns the call of `done`, for the
     /// caller to make after its locks are released. `hold` ends after `done`.
     #[must_use = "the completion, if there is one, is to be called without locks"]
     fn submit(
@@ -76,6 +80,9 @@ pub(crate) trait WriteLog<K, V>: Send + Sync {
         hold: Arc<Hold>,
         done: Done,
     ) -> Result<Option<Completion>, WriteError>;
+    /// Bytes of the records that one change may append to one of the logs, with [`RECORD_BYTES`]
+    /// for each.
+    fn max_batch_bytes(&self) -> usize;
     /// The bounds of the rejected writes.
     fn rejected_bounds(&self) -> std::ops::Range<u64>;
     /// How many records of writes are kept.
@@ -125,6 +132,10 @@ impl<K, V> WriteLog<K, V> for NoLog<K, V> {
             done(Ok(position));
             drop(hold);
         })))
+    }
+
+    fn max_batch_bytes(&self) -> usize {
+        usize::MAX
     }
 
     fn rejected_bounds(&self) -> std::ops::Range<u64> {
