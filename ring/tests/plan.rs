@@ -12,8 +12,8 @@ use std::time::Duration;
 use common::topology;
 use voussoir_ring::{
     Direction, HashRange, HashRing, Input, Maglev, Node, OpId, Output, Owners, Partitioner,
-    Placement, Plan, PlanConfig, PlanError, Rebalance, RingConfig, State, Topology, Weight, hash,
-    slot_of,
+    Placement, Plan, PlanConfig, PlanError, Rebalance, RingConfig, Side, State, Topology, Weight,
+    hash, slot_of,
 };
 
 struct Random(u64);
@@ -398,6 +398,7 @@ fn disturbed(seed: u64, replicas: usize, may_miss: usize) {
     let (old, new) = (ring(&before).placement(replicas), ring(&after).placement(replicas));
     let mut config = PlanConfig::default();
     config.moves_per_step = 8;
+    config.step_pause = Duration::from_nanos(random.below(3));
     let plan = Arc::new(Plan::new(&old, &new, &config).unwrap());
     let mut store = Store::new(&old, may_miss);
     let mut incarnation = 0;
@@ -437,10 +438,13 @@ fn disturbed(seed: u64, replicas: usize, may_miss: usize) {
                 rebalance.step(now, Input::Done(op_of(&output)));
             }
             _ => {
+                let deadline = rebalance.next_deadline();
+                let is_running = rebalance.progress().state == State::Running;
+                assert_eq!(deadline.is_some(), is_running, "nothing is under way: seed {seed}");
                 if !disturb {
                     rebalance.step(now, Input::Resume);
                 }
-                now = rebalance.next_deadline().unwrap_or(now).max(now);
+                now = deadline.unwrap_or(now).max(now);
                 rebalance.step(now, Input::Tick);
             }
         }
@@ -486,6 +490,88 @@ fn steps_are_throttled_and_failures_wait() {
     rebalance.step(1100, Input::Tick);
     assert!(rebalance.poll_output().is_some());
     assert_eq!(rebalance.progress().failures, 1);
+}
+
+/// Steps that were done before a restart need nothing. Going over them must come to an end, in
+/// either direction, also where the steps are apart.
+#[test]
+fn a_restored_plan_goes_on_past_the_steps_that_were_done() {
+    let (old, new) = (ring(&topology(4)).placement(2), ring(&topology(5)).placement(2));
+    let mut config = PlanConfig::default();
+    config.moves_per_step = 2;
+    config.step_pause = Duration::from_secs(1);
+    let plan = Arc::new(Plan::new(&old, &new, &config).unwrap());
+    let steps = plan.steps().len();
+    assert!(steps > 4, "{steps}");
+    for (back, is_back) in [(3, false), (3, true), (steps, true)] {
+        let mut first = Rebalance::new(plan.clone(), 1);
+        let (mut now, mut under_way) = (0, Vec::new());
+        while first.progress().step < back && first.progress().state == State::Running {
+            now = first.next_deadline().expect("a deadline");
+            first.step(now, Input::Tick);
+            drain(&mut first, &mut under_way);
+            while let Some(output) = under_way.pop() {
+                first.step(now, Input::Done(op_of(&output)));
+                drain(&mut first, &mut under_way);
+            }
+        }
+        if is_back {
+            first.step(now, Input::TurnBack);
+            drain(&mut first, &mut under_way);
+        }
+        let mut second = Rebalance::restore(plan.clone(), first.checkpoint(), 2).unwrap();
+        let began = now;
+        second.step(now, Input::Tick);
+        let mut pauses = 0;
+        under_way.clear();
+        drain(&mut second, &mut under_way);
+        // Ends: each turn completes an operation, or passes a step.
+        while second.progress().state != State::Finished {
+            if let Some(output) = under_way.pop() {
+                second.step(now, Input::Done(op_of(&output)));
+            } else {
+                now = second.next_deadline().expect("it stops for ever").max(now);
+                pauses += 1;
+                second.step(now, Input::Tick);
+            }
+            drain(&mut second, &mut under_way);
+        }
+        let left = if is_back { back.min(steps) } else { steps - back };
+        assert!(pauses < left, "{pauses} pauses for {left} steps");
+        assert!(now - began < left as u64 * 1_000_000_000);
+        assert_eq!(second.next_deadline(), None);
+    }
+}
+
+/// A hole of steps that are done between others, as an earlier process leaves it whose steps were
+/// turned back and forth: the pause after the step before it ends.
+#[test]
+fn a_pause_before_a_step_that_needs_nothing_ends() {
+    let (old, new) = (ring(&topology(4)).placement(2), ring(&topology(5)).placement(2));
+    let mut config = PlanConfig::default();
+    config.moves_per_step = 2;
+    config.step_pause = Duration::from_secs(1);
+    let plan = Arc::new(Plan::new(&old, &new, &config).unwrap());
+    let mut rebalance = Rebalance::new(plan.clone(), 1);
+    let mut checkpoint = rebalance.checkpoint();
+    let sizes: Vec<usize> = plan.steps().map(<[_]>::len).collect();
+    let second = sizes[0]..sizes[0] + sizes[1];
+    for (one, sides) in plan.moves()[second.clone()].iter().zip(&mut checkpoint.sides[second]) {
+        let held = if one.to.is_some() { Side::Held } else { Side::Absent };
+        *sides = (Side::Absent, held);
+    }
+    rebalance = Rebalance::restore(plan, checkpoint, 2).unwrap();
+    let (mut now, mut under_way) = (0, Vec::new());
+    // Ends: each turn completes an operation, or passes a step.
+    while rebalance.progress().state != State::Finished {
+        now = rebalance.next_deadline().expect("it stops for ever").max(now);
+        rebalance.step(now, Input::Tick);
+        drain(&mut rebalance, &mut under_way);
+        while let Some(output) = under_way.pop() {
+            rebalance.step(now, Input::Done(op_of(&output)));
+            drain(&mut rebalance, &mut under_way);
+        }
+    }
 }
 
 /// A completion of the first life of an operation must not complete its second.

@@ -99,7 +99,8 @@ pub enum Output {
         /// The node that gives it up.
         node: u64,
     },
-    /// All moves of a step are where the direction says.
+    /// All moves of a step are where the direction says. After [`Rebalance::restore`] also for the
+    /// steps that were done before, without a pause after them.
     StepDone {
         /// The number of the step, from 0.
         step: usize,
@@ -203,6 +204,8 @@ pub struct Rebalance {
     state: State,
     step: usize,
     step_ready_at: u64,
+    /// Whether an operation of the step at hand was asked for.
+    has_asked: bool,
     next_op: u64,
     in_flight: usize,
     failures: u64,
@@ -254,6 +257,7 @@ impl Rebalance {
             state: State::Running,
             step: if direction == Direction::Forward { 0 } else { steps.saturating_sub(1) },
             step_ready_at: 0,
+            has_asked: false,
             next_op: 0,
             in_flight: 0,
             failures: 0,
@@ -288,12 +292,21 @@ impl Rebalance {
         if self.state != State::Running {
             return None;
         }
-        let range = self.plan.step(self.step);
-        let waiting = range.filter(|&number| {
-            let idle = self.moving[number].op.is_none();
-            idle && self.action(number).is_some_and(|(copies, _)| copies || !self.is_read(number))
-        });
-        waiting.map(|number| self.moving[number].retry_at.max(self.step_ready_at)).min()
+        let (mut unfinished, mut deadline) = (false, None::<u64>);
+        for number in self.plan.step(self.step) {
+            let moving = &self.moving[number];
+            if moving.op.is_some() {
+                unfinished = true;
+            } else if let Some((copies, _)) = self.action(number) {
+                unfinished = true;
+                if copies || !self.is_read(number) {
+                    let at = moving.retry_at.max(self.step_ready_at);
+                    deadline = Some(deadline.map_or(at, |earliest| earliest.min(at)));
+                }
+            }
+        }
+        // A step that needs nothing is left as soon as it may be.
+        if unfinished { deadline } else { Some(self.step_ready_at) }
     }
 
     fn complete(&mut self, id: OpId, retry_at: Option<u64>) {
@@ -395,7 +408,10 @@ impl Rebalance {
         };
         if let Some(next) = next {
             self.step = next;
-            self.step_ready_at = now.saturating_add(nanos(self.plan.config().step_pause));
+            // A step that an earlier process has done is no reason to wait.
+            if std::mem::take(&mut self.has_asked) {
+                self.step_ready_at = now.saturating_add(nanos(self.plan.config().step_pause));
+            }
         } else {
             self.state = State::Finished;
             self.outputs.push_back(Output::Finished(self.direction));
@@ -419,6 +435,7 @@ impl Rebalance {
         };
         self.next_op += 1;
         self.in_flight += 1;
+        self.has_asked = true;
         let moving = &mut self.moving[number];
         moving.op = Some(Op { id: op, copies, on_to, counts: true });
         *(if on_to { &mut moving.to } else { &mut moving.from }) = Side::Partial;
