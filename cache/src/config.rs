@@ -24,8 +24,9 @@ pub struct Config {
     /// How long an entry is fresh. `None` for as long as it is in the cache. Up to 100 years.
     /// Default `None`.
     ///
-    /// With a second level: how long before the second level is asked again. What it answers may be
-    /// as old as [`LevelConfig::ttl`](crate::LevelConfig::ttl), one hour by default.
+    /// With a second level: how long before the second level is asked again, and
+    /// [`LevelConfig::ttl`](crate::LevelConfig::ttl) at most, one hour by default. What it answers
+    /// may be as old as that.
     pub ttl: Option<Duration>,
     /// How much of its lifetime an entry loses at random, so that entries that were stored together
     /// do not expire together: 0 to 1. Default 0.1.

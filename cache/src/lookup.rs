@@ -84,8 +84,10 @@ impl<K: Key, V: Value> Inner<K, V> {
         let seed =
             config.seed.unwrap_or_else(|| foldhash::fast::RandomState::default().hash_one(0));
         let has_sink = parts.sink.is_some();
+        let level = parts.remote.as_ref().and_then(|remote| remote.level.as_ref());
+        let longest = level.map(|level| level.ttl());
         Self {
-            lifetimes: Lifetimes::new(&config),
+            lifetimes: Lifetimes::new(&config, longest),
             idle: config.tti.map(nanos),
             store: parts.store,
             clock: parts.clock,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use support::faulty::{Faulty, FaultyState};
 use support::{Mood, Script, Scripted, config};
-use tokio::time::sleep;
+use tokio::time::{sleep, sleep_until};
 use voussoir_cache::testing::{MemoryLevel, check_bus, check_second_level};
 use voussoir_cache::*;
 
@@ -502,6 +502,40 @@ async fn the_lifetime_of_a_value_counts_from_its_load() {
     sleep(1100 * MS).await;
     assert_eq!(two.get(&1), None, "it is 10 s old, though here for 1 s");
     assert_eq!(two.get_or_load(&1).await.unwrap(), Some(11));
+}
+
+/// Without a lifetime of the cache's own too, and however a value got in: nothing would drop it in
+/// this process if the word of its end was lost.
+#[tokio::test(start_paused = true)]
+async fn the_second_level_bounds_what_a_process_has_loaded_itself() {
+    let script = Script::new(1);
+    let level = MemoryLevel::default();
+    let mut short = LevelConfig::default();
+    short.ttl = 10 * SECOND;
+    let lasting = config(|config| config.negative_ttl = 1000 * SECOND);
+    let built = builder(&script).config(lasting).second_level(level.clone(), short);
+    let cache = built.build().unwrap();
+    script.rows.lock().remove(&4);
+    let began = tokio::time::Instant::now();
+    cache.get_or_load(&1).await.unwrap();
+    assert!(cache.insert(2, 7));
+    let with_ttl = |_| async { Ok(Loaded::value(7).with_ttl(1000 * SECOND)) };
+    cache.get_or_load_with(&3, with_ttl).await.unwrap();
+    assert_eq!(cache.get_or_load(&4).await.unwrap(), None);
+    // Past the second level.
+    level.set_failing(true);
+    cache.get_or_load(&5).await.unwrap();
+    level.set_failing(false);
+    let calls = script.calls();
+    sleep_until(began + 9900 * MS).await;
+    for key in 1..6 {
+        let _ = cache.get_or_load(&key).await.unwrap();
+    }
+    assert_eq!(script.calls(), calls, "they are fresh");
+    sleep_until(began + 10_100 * MS).await;
+    assert_eq!([1, 2, 3, 5].map(|key| cache.get(&key)), [None; 4]);
+    script.write(4, 11);
+    assert_eq!(cache.get_or_load(&4).await.unwrap(), Some(11));
 }
 
 /// redis-rs 698: an answer that belongs to another key.

@@ -1,5 +1,7 @@
 //! How long an entry is fresh, and what a reader does with one that is not.
 
+use std::time::Duration;
+
 use super::random::Random;
 use crate::config::{Config, nanos};
 
@@ -65,6 +67,8 @@ pub(crate) enum Freshness {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lifetimes {
     ttl: Option<u64>,
+    /// No lifetime is longer, whoever gave it.
+    longest: Option<u64>,
     jitter: f64,
     negative_ttl: u64,
     refresh_after: Option<u64>,
@@ -74,9 +78,11 @@ pub(crate) struct Lifetimes {
 }
 
 impl Lifetimes {
-    pub(crate) fn new(config: &Config) -> Self {
+    /// `longest`: the bound of a second level, [`LevelConfig::ttl`](crate::LevelConfig::ttl).
+    pub(crate) fn new(config: &Config, longest: Option<Duration>) -> Self {
         Self {
             ttl: config.ttl.map(nanos),
+            longest: longest.map(nanos),
             jitter: config.ttl_jitter,
             negative_ttl: nanos(config.negative_ttl),
             refresh_after: config.refresh_after.map(nanos),
@@ -102,7 +108,9 @@ impl Lifetimes {
         random: &Random,
     ) -> Times {
         let configured = if is_absent { Some(self.negative_ttl) } else { self.ttl };
-        let end = own_ttl.or(configured).map_or(u64::MAX, |ttl| {
+        let ttl = own_ttl.or(configured);
+        let ttl = self.longest.map_or(ttl, |longest| Some(longest.min(ttl.unwrap_or(longest))));
+        let end = ttl.map_or(u64::MAX, |ttl| {
             // At least a nanosecond: an entry is never stored only to be gone at once.
             let kept = (ttl as f64 * (1.0 - self.jitter * random.unit())) as u64;
             now.saturating_add(if self.jitter > 0.0 { kept.clamp(1, ttl.max(1)) } else { ttl })
@@ -162,7 +170,7 @@ mod tests {
         let mut config = Config { ttl_jitter: 0.0, ..Config::default() };
         change(&mut config);
         config.validate().unwrap();
-        Lifetimes::new(&config)
+        Lifetimes::new(&config, None)
     }
 
     const SECOND: u64 = 1_000_000_000;

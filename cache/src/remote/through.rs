@@ -83,6 +83,11 @@ impl Level {
         runtime.spawn(async move { probe.0.call(probe.0.seam.fetch(&key)).await.is_ok() });
     }
 
+    /// The bound on the age of a fresh value.
+    pub(crate) fn ttl(&self) -> Duration {
+        self.config.ttl
+    }
+
     pub(super) fn seam(&self) -> &dyn SecondLevel {
         &*self.seam
     }
