@@ -408,23 +408,25 @@ impl<K: Key, V: Value> Cache<K, V> {
             Found::Nothing => None,
         };
         let asked_at = self.inner.version();
-        // Ends: a load is asked for again only when it began before this reader came, and the
-        // answer is too old for it, or when a tag or everything was invalidated after the load
-        // began and before this reader came. The next load begins after that.
+        // Ends: a load is asked for again only when the answer is too old for this reader and the
+        // load began before the reader came, or was answered by the second level for one that had
+        // seen less; or when a tag or everything was invalidated after the load began and before
+        // this reader came. The next load begins after that, and asks for a later position than
+        // the answer had.
         let error = loop {
             let ride = match self.board(&hashed, &load, Asked { is_refresh: false, since }) {
                 Ok(Boarded::Began(ride) | Boarded::Joined(ride)) => ride,
                 Ok(Boarded::Found(seen)) => return Ok(seen),
                 Err(error) => break error,
             };
-            let began_after = ride.version() > asked_at;
+            let asks_source = ride.version() > asked_at && ride.asks_source_since(since);
             let answer = match stale {
                 Some(_) => self.ride_for_a_while(ride).await,
                 None => ride.await,
             };
             match answer {
                 Some(Ok(seen)) if seen.position.unwrap_or(0) >= since => return Ok(seen),
-                Some(Ok(seen)) if began_after => {
+                Some(Ok(seen)) if asks_source => {
                     break LoadError::Behind { wanted: since, found: seen.position };
                 }
                 Some(Err(error)) => break error,

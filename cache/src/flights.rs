@@ -55,6 +55,9 @@ pub(crate) struct InFlight<K, V> {
     key: HashedKey<K>,
     /// When it began, in the order of the cache's operations: before the source was asked.
     version: u64,
+    /// Least position of an answer of the second level that ends the load: for the sake of a later
+    /// position the source may not have been asked. `u64::MAX` without a second level.
+    since: u64,
     began_at: u64,
     state: Mutex<State<V>>,
 }
@@ -301,6 +304,7 @@ impl<K: Key, V: Value> Ride<K, V> {
         let flight = Arc::new(InFlight {
             key: key.clone(),
             version,
+            since: if cache.has_level() { asked.since } else { u64::MAX },
             began_at: cache.clock.now(),
             state: Mutex::new(State { flight, load: None, restart, landed: None, wakers }),
         });
@@ -357,8 +361,13 @@ impl<K: Key, V: Value> Ride<K, V> {
         self.flight.version
     }
 
+    /// Whether an answer from before this position is certainly the source's own.
+    pub(crate) fn asks_source_since(&self, position: u64) -> bool {
+        position <= self.flight.since
+    }
+
     fn finish(&mut self, result: LoadResult<V>) {
-        let InFlight { key, version, began_at, state } = &*self.flight;
+        let InFlight { key, version, began_at, state, .. } = &*self.flight;
         let took = self.cache.clock.now().saturating_sub(*began_at);
         let (answer, entry) = self.cache.judge_load(&key.key, *version, took, result);
         let absent = answer.as_ref().ok().filter(|seen| seen.value.is_none());

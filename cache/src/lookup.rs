@@ -114,6 +114,10 @@ impl<K: Key, V: Value> Inner<K, V> {
         }
     }
 
+    pub(crate) fn has_level(&self) -> bool {
+        self.remote.as_ref().is_some_and(|remote| remote.level.is_some())
+    }
+
     pub(crate) fn next_version(&self) -> u64 {
         self.version.fetch_add(1, Ordering::AcqRel) + 1
     }

@@ -487,6 +487,44 @@ async fn an_older_version_does_not_replace_a_newer_one_in_the_second_level() {
     assert_eq!((read.unwrap(), token.position()), (Some(9), 9));
 }
 
+/// Two sessions join a load that brings neither what it has seen. The one that has seen less begins
+/// the next load, which another process answers; that is no answer of the source for the other.
+#[tokio::test(start_paused = true)]
+async fn a_shared_answer_of_the_second_level_does_not_speak_for_the_source() {
+    let script = Script::new(1);
+    let level = MemoryLevel::default();
+    let build = || builder(&script).second_level(level.clone(), LevelConfig::default());
+    let (one, other) = (build().build().unwrap(), build().build().unwrap());
+    let at = |position: u64| {
+        move |_: u64| std::future::ready(Ok(Loaded::value(position).as_of(position)))
+    };
+    let read = |cache: &Numbers, seen: u64, source: u64| {
+        let cache = cache.clone();
+        async move {
+            let mut token = SessionToken::new(seen);
+            let read = cache.session(&mut token).get_or_load_with(&1, at(source)).await;
+            read.map(|value| (value, token.position()))
+        }
+    };
+    assert_eq!(read(&other, 0, 50).await.unwrap(), (Some(50), 50));
+    level.delay(50 * MS);
+    let spawned = [0, 60, 100].map(|seen| tokio::spawn(read(&one, seen, 120)));
+    // The first load has what the second level had, and the second one has not asked there yet.
+    sleep(60 * MS).await;
+    level.delay(Duration::ZERO);
+    assert_eq!(read(&other, 60, 70).await.unwrap(), (Some(70), 70));
+    let [plain, second, third] = spawned;
+    assert_eq!(plain.await.unwrap().unwrap(), (Some(50), 50));
+    assert_eq!(second.await.unwrap().unwrap(), (Some(70), 70), "by way of the second level");
+    assert_eq!(third.await.unwrap().unwrap(), (Some(120), 120), "of the source");
+    // A source that is behind is one.
+    let behind = read(&one, 200, 120).await;
+    let wanted = |error: &LoadError| {
+        matches!(error, LoadError::Behind { wanted: 200, found: Some(120) })
+    };
+    assert!(wanted(behind.as_ref().unwrap_err()), "{behind:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_lifetime_of_a_value_counts_from_its_load() {
     let script = Script::new(1);
