@@ -662,7 +662,9 @@ impl<K: Key, V: Value> Builder<K, V> {
     ///
     /// Everything is dropped when the bus comes up, at the start too, when it goes down and when a
     /// message was missed. While it is down entries are served for [`BusConfig::outage_ttl`] at
-    /// most, stale ones included. A bus whose runtime has ended is down.
+    /// most, stale ones included. A bus whose runtime has ended is down, and so is one over which
+    /// another cache has fallen silent without closing, for [`BusConfig::peer_memory`]: it may be
+    /// cut off from the bus alone, and go on invalidating.
     pub fn bus(mut self, bus: impl Bus, config: BusConfig) -> Self {
         self.remote.bus = Some((Arc::new(bus), config));
         self

@@ -169,6 +169,79 @@ async fn a_silent_bus_is_down_after_its_timeout() {
     assert_eq!(two.get(&1), Some(11), "the bus is up again");
 }
 
+/// One cache is cut off from the bus, and the others are not. Nobody hears what it invalidates.
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_is_cut_off_alone_leaves_nothing_stale() {
+    let script = Script::new(1);
+    let bus = Faulty::default();
+    let way = bus.another_way();
+    let build = |bus: Faulty| builder(&script).bus(bus, BusConfig::default()).build().unwrap();
+    let [one, two] = [build(way.clone()), build(bus)];
+    sleep(100 * MS).await;
+    two.get_or_load(&1).await.unwrap();
+    sleep(10 * SECOND).await;
+    assert_eq!(two.get(&1), Some(10), "both are heard");
+    way.state.is_down.store(true, Ordering::SeqCst);
+    script.write(1, 11);
+    one.invalidate(&1);
+    assert_eq!(two.get(&1), Some(10), "nobody has told");
+    sleep(BusConfig::default().timeout + 10 * MS).await;
+    assert_eq!(two.get(&1), None, "the other one may have invalidated it");
+    // Until it is heard again, or forgotten, entries live for `outage_ttl` at most.
+    assert_eq!(two.get_or_load(&1).await.unwrap(), Some(11));
+    script.write(1, 12);
+    one.invalidate(&1);
+    sleep(900 * MS).await;
+    assert_eq!(two.get(&1), Some(11));
+    sleep(200 * MS).await;
+    assert_eq!(two.get(&1), None);
+    way.state.is_down.store(false, Ordering::SeqCst);
+    sleep(2 * SECOND).await;
+    assert_eq!((one.stats().unsent, two.get_or_load(&1).await.unwrap()), (0, Some(12)));
+    sleep(100 * SECOND).await;
+    assert_eq!(two.get(&1), Some(12), "it is heard again");
+    // It never comes back, as a process that was killed does not.
+    way.state.is_down.store(true, Ordering::SeqCst);
+    sleep(10 * SECOND).await;
+    assert_eq!(two.get_or_load(&1).await.unwrap(), Some(12));
+    sleep(2 * SECOND).await;
+    assert_eq!(two.get(&1), None, "it is remembered");
+    sleep(BusConfig::default().peer_memory).await;
+    two.get_or_load(&1).await.unwrap();
+    sleep(100 * SECOND).await;
+    assert_eq!(two.get(&1), Some(12), "it is forgotten");
+}
+
+/// A cache that ends and has told everything costs the others nothing; one that has not is as one
+/// that is cut off.
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_has_closed_is_not_missed() {
+    let script = Script::new(1);
+    let bus = LocalBus::default();
+    let build = || builder(&script).bus(bus.clone(), BusConfig::default()).build().unwrap();
+    let two = build();
+    for closes in [true, false] {
+        let one = build();
+        sleep(2 * SECOND).await;
+        two.get_or_load(&1).await.unwrap();
+        if closes {
+            assert!(one.close(SECOND).await.is_complete());
+        }
+        drop(one);
+        sleep(100 * SECOND).await;
+        assert_eq!((two.get(&1), two.stats().bus_gaps), (Some(10), 1));
+    }
+    // Its word reaches the bus, and the second level goes on answering with the old value.
+    let level = MemoryLevel::default();
+    let [one, two] = pair(&script, Some(&level)).await;
+    level.set_failing(true);
+    one.invalidate(&1);
+    assert_eq!(one.close(SECOND).await.unsent, 1);
+    drop(one);
+    sleep(4 * SECOND).await;
+    assert_eq!(two.stats().bus_gaps, 2, "what was left unsaid");
+}
+
 /// The windows for stale values are for sources that fail, not for a bus that nobody hears.
 #[tokio::test(start_paused = true)]
 async fn a_silent_bus_bounds_stale_values_too() {

@@ -23,11 +23,14 @@ const HEARTBEAT: u8 = 0;
 const KEY: u8 = 1;
 const TAG: u8 = 2;
 const ALL: u8 = 3;
+const FAREWELL: u8 = 4;
 /// Senders that a receiver follows. Past it all are forgotten, which costs a gap for each.
 const MAX_PEERS: usize = 4096;
 
 /// The bytes of a message, version 1: `[1, kind, origin u64, sequence u64, payload]`, integers
-/// little-endian. A heartbeat carries the sequence of the sender's last invalidation.
+/// little-endian. Heartbeat and farewell carry the sequence of the sender's last invalidation. The
+/// payload of a heartbeat is the time in nanoseconds, u64, after which a sender that is not heard
+/// any more is silent; without a payload, as earlier versions send it, its silence says nothing.
 fn message(kind: u8, origin: u64, sequence: u64, payload: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEAD_BYTES + payload.len());
     bytes.extend_from_slice(&[VERSION, kind]);
@@ -71,9 +74,15 @@ impl Sender {
     }
 }
 
-/// Says up to which number a sender's invalidations were sent.
-pub(crate) fn heartbeat(origin: u64, sequence: u64) -> Vec<u8> {
-    message(HEARTBEAT, origin, sequence, &[])
+/// Says up to which number a sender's invalidations were sent, and after how many nanoseconds
+/// without a word the sender is silent.
+pub(crate) fn heartbeat(origin: u64, sequence: u64, silent_after: u64) -> Vec<u8> {
+    message(HEARTBEAT, origin, sequence, &silent_after.to_le_bytes())
+}
+
+/// Says that a sender has sent all its invalidations, up to this number, and ends.
+pub(crate) fn farewell(origin: u64, sequence: u64) -> Vec<u8> {
+    message(FAREWELL, origin, sequence, &[])
 }
 
 /// What a message means for its receiver.
@@ -88,38 +97,76 @@ pub(crate) enum Heard {
     Gap,
 }
 
-/// A receiver: what it has heard of each sender since its subscription began.
+/// What is known of one sender.
+#[derive(Debug)]
+struct Peer {
+    /// The largest sequence heard.
+    sequence: u64,
+    heard_at: u64,
+    /// When it is silent unless it is heard before. `None`: its silence says nothing.
+    silent_after: Option<u64>,
+    is_silent: bool,
+}
+
+/// A receiver: what it has heard of each sender since its subscription began. Times are nanoseconds
+/// since an epoch of the caller.
+///
+/// A sender that is silent may go on invalidating, unheard. It is remembered for a while, and until
+/// it is heard again or forgotten nothing that is stored here may live for long.
 #[derive(Debug)]
 pub(crate) struct Peers {
     own: u64,
-    /// The largest sequence heard from each sender.
-    heard: HashMap<u64, u64>,
+    /// No sender is silent before this time has passed since it was heard.
+    timeout: u64,
+    /// How long a silent sender is remembered; 0: silence says nothing.
+    memory: u64,
+    peers: HashMap<u64, Peer>,
+    /// How many of the peers are silent.
+    silent: usize,
+    /// No peer falls silent, or is forgotten, before this time.
+    look_at: u64,
 }
 
 impl Peers {
-    pub(crate) fn new(own: u64) -> Self {
-        Self { own, heard: HashMap::new() }
+    pub(crate) fn new(own: u64, timeout: u64, memory: u64) -> Self {
+        Self { own, timeout, memory, peers: HashMap::new(), silent: 0, look_at: u64::MAX }
     }
 
     /// Takes a message. One from a sender that was not heard of before is a gap, unless it is the
     /// sender's first: what came before it was not heard.
-    pub(crate) fn hear(&mut self, bytes: &[u8]) -> Heard {
+    pub(crate) fn hear(&mut self, now: u64, bytes: &[u8]) -> Heard {
         let Some((kind, origin, sequence, payload)) = parse(bytes) else { return Heard::Gap };
         if origin == self.own {
             return Heard::Own;
         }
-        if self.heard.len() >= MAX_PEERS && !self.heard.contains_key(&origin) {
-            self.heard.clear();
+        if self.peers.len() >= MAX_PEERS && !self.peers.contains_key(&origin) {
+            self.peers.clear();
+            self.silent = 0;
         }
-        let last = self.heard.entry(origin).or_insert(0);
-        let before = *last;
-        *last = before.max(sequence);
-        let expected = if kind == HEARTBEAT { before } else { before.saturating_add(1) };
+        let unheard =
+            || Peer { sequence: 0, heard_at: now, silent_after: None, is_silent: false };
+        let peer = self.peers.entry(origin).or_insert_with(unheard);
+        let before = peer.sequence;
+        peer.sequence = before.max(sequence);
+        peer.heard_at = now;
+        self.silent -= usize::from(std::mem::take(&mut peer.is_silent));
+        if kind == HEARTBEAT && self.memory > 0 {
+            let announced = <[u8; 8]>::try_from(payload).ok().map(u64::from_le_bytes);
+            peer.silent_after = announced.map(|after| after.max(self.timeout));
+        }
+        if let Some(after) = peer.silent_after {
+            self.look_at = self.look_at.min(now.saturating_add(after));
+        }
+        if kind == FAREWELL {
+            self.peers.remove(&origin);
+        }
+        let says_last = kind == HEARTBEAT || kind == FAREWELL;
+        let expected = if says_last { before } else { before.saturating_add(1) };
         if sequence > expected {
             return Heard::Gap;
         }
         match kind {
-            HEARTBEAT => Heard::Nothing,
+            HEARTBEAT | FAREWELL => Heard::Nothing,
             KEY => Heard::Apply(Invalidation::Key(payload.into())),
             TAG => match std::str::from_utf8(payload) {
                 Ok(tag) => Heard::Apply(Invalidation::Tag(tag.into())),
@@ -128,6 +175,34 @@ impl Peers {
             ALL => Heard::Apply(Invalidation::All),
             _ => Heard::Gap,
         }
+    }
+
+    /// When to [`look`](Self::look) again, if nothing is heard before.
+    pub(crate) fn next_deadline(&self) -> Option<u64> {
+        (self.look_at != u64::MAX).then_some(self.look_at)
+    }
+
+    /// Notices who has fallen silent, and forgets who has been silent for long. Returns whether
+    /// anybody is silent: invalidations may be missing, of which no number tells.
+    pub(crate) fn look(&mut self, now: u64) -> bool {
+        if now < self.look_at {
+            return self.silent > 0;
+        }
+        let Self { memory, peers, silent, look_at, .. } = self;
+        (*silent, *look_at) = (0, u64::MAX);
+        peers.retain(|_, peer| {
+            let Some(after) = peer.silent_after else { return true };
+            let silent_at = peer.heard_at.saturating_add(after);
+            let forgotten_at = silent_at.saturating_add(*memory);
+            if now >= forgotten_at {
+                return false;
+            }
+            peer.is_silent = now >= silent_at;
+            *silent += usize::from(peer.is_silent);
+            *look_at = (*look_at).min(if peer.is_silent { forgotten_at } else { silent_at });
+            true
+        });
+        *silent > 0
     }
 }
 
@@ -146,6 +221,12 @@ mod tests {
 
     use super::*;
 
+    const SECOND: u64 = 1_000_000_000;
+
+    fn peers(own: u64) -> Peers {
+        Peers::new(own, 3 * SECOND, 60 * SECOND)
+    }
+
     #[test]
     fn messages_have_these_bytes() {
         let mut sender = Sender::new(0x0807_0605_0403_0201);
@@ -155,37 +236,73 @@ mod tests {
         assert_eq!(tag, b"\x01\x02\x01\x02\x03\x04\x05\x06\x07\x08\x02\0\0\0\0\0\0\0t");
         let all = sender.encode(&Invalidation::All);
         assert_eq!(all, b"\x01\x03\x01\x02\x03\x04\x05\x06\x07\x08\x03\0\0\0\0\0\0\0");
-        let beat = heartbeat(sender.origin(), sender.sequence());
-        assert_eq!(beat, b"\x01\x00\x01\x02\x03\x04\x05\x06\x07\x08\x03\0\0\0\0\0\0\0");
+        let beat = heartbeat(sender.origin(), sender.sequence(), 0x0102);
+        let head = b"\x01\x00\x01\x02\x03\x04\x05\x06\x07\x08\x03\0\0\0\0\0\0\0";
+        assert_eq!(beat, [&head[..], b"\x02\x01\0\0\0\0\0\0"].concat());
+        let end = farewell(sender.origin(), sender.sequence());
+        assert_eq!(end, b"\x01\x04\x01\x02\x03\x04\x05\x06\x07\x08\x03\0\0\0\0\0\0\0");
     }
 
     #[test]
     fn what_cannot_be_understood_is_a_gap_and_an_echo_is_nothing() {
         let mut sender = Sender::new(7);
         let message = sender.encode(&Invalidation::Tag("t".into()));
-        assert_eq!(Peers::new(7).hear(&message), Heard::Own);
-        let mut peers = Peers::new(8);
+        assert_eq!(peers(7).hear(0, &message), Heard::Own);
+        let mut receiver = peers(8);
         for end in 0..HEAD_BYTES {
-            assert_eq!(peers.hear(&message[..end]), Heard::Gap);
+            assert_eq!(receiver.hear(0, &message[..end]), Heard::Gap);
         }
         let mut newer = message.clone();
         newer[0] = 2;
-        assert_eq!(peers.hear(&newer), Heard::Gap, "a later version");
+        assert_eq!(receiver.hear(0, &newer), Heard::Gap, "a later version");
         let mut other = message.clone();
         other[1] = 9;
-        assert_eq!(peers.hear(&other), Heard::Gap, "an unknown kind");
+        assert_eq!(receiver.hear(0, &other), Heard::Gap, "an unknown kind");
         let mut broken = message;
         broken[HEAD_BYTES] = 0xff;
-        assert_eq!(Peers::new(8).hear(&broken), Heard::Gap, "no text");
+        assert_eq!(peers(8).hear(0, &broken), Heard::Gap, "no text");
     }
 
     #[test]
     fn a_crowd_of_senders_is_followed_in_bounded_memory() {
-        let mut peers = Peers::new(0);
+        let mut receiver = peers(0);
         for origin in 1..20_000 {
-            assert_eq!(peers.hear(&heartbeat(origin, 0)), Heard::Nothing);
-            assert!(peers.heard.len() <= MAX_PEERS);
+            assert_eq!(receiver.hear(0, &heartbeat(origin, 0, SECOND)), Heard::Nothing);
+            assert!(receiver.peers.len() <= MAX_PEERS);
         }
+    }
+
+    /// A sender that ends without a farewell is silent after its time, until it is heard again or
+    /// forgotten; one that says farewell is not.
+    #[test]
+    fn a_sender_that_falls_silent_is_noticed_until_it_is_heard_or_forgotten() {
+        let mut receiver = peers(9);
+        let beat = |origin, after| heartbeat(origin, 0, after);
+        assert_eq!(receiver.hear(0, &beat(1, 3 * SECOND)), Heard::Nothing);
+        assert_eq!(receiver.hear(SECOND, &beat(2, 5 * SECOND)), Heard::Nothing);
+        // An announced time below the receiver's own counts as that.
+        assert_eq!(receiver.hear(SECOND, &beat(3, 1)), Heard::Nothing);
+        assert_eq!(receiver.hear(SECOND, &farewell(3, 0)), Heard::Nothing);
+        assert_eq!(receiver.hear(SECOND, &message(HEARTBEAT, 4, 0, &[])), Heard::Nothing);
+        assert_eq!(receiver.next_deadline(), Some(3 * SECOND));
+        assert!(!receiver.look(3 * SECOND - 1));
+        assert!(receiver.look(3 * SECOND), "the first one");
+        assert_eq!(receiver.next_deadline(), Some(6 * SECOND));
+        assert_eq!(receiver.hear(4 * SECOND, &beat(1, 3 * SECOND)), Heard::Nothing);
+        assert!(!receiver.look(4 * SECOND), "it is heard again");
+        assert!(receiver.look(6 * SECOND), "the second one");
+        assert!(receiver.look(7 * SECOND), "both");
+        assert!(receiver.look(66 * SECOND - 1) && receiver.look(66 * SECOND), "the first one");
+        assert!(!receiver.look(67 * SECOND), "both are forgotten");
+        assert_eq!((receiver.next_deadline(), receiver.peers.len()), (None, 1));
+        // It was alive, and has invalidated something meanwhile.
+        assert_eq!(receiver.hear(90 * SECOND, &heartbeat(1, 1, 3 * SECOND)), Heard::Gap);
+        let mut careless = Peers::new(9, 3 * SECOND, 0);
+        assert_eq!(careless.hear(0, &beat(1, 3 * SECOND)), Heard::Nothing);
+        assert!(!careless.look(u64::MAX - 1), "silence says nothing");
+        // Extreme times come over the wire.
+        assert_eq!(receiver.hear(u64::MAX - 1, &beat(5, u64::MAX)), Heard::Nothing);
+        receiver.look(u64::MAX);
     }
 
     static SITUATIONS: [&str; 4] = ["lost", "twice", "late", "all arrived"];
@@ -201,7 +318,7 @@ mod tests {
             ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(2000) };
         let run = prop::test_runner::TestRunner::new(config).run(&fates, |fates| {
             let mut senders: Vec<Sender> = (0..3).map(|origin| Sender::new(origin + 1)).collect();
-            let (mut peers, mut late) = (Peers::new(99), Vec::new());
+            let (mut receiver, mut late) = (peers(99), Vec::new());
             let (mut missing, mut has_gap) = (0, false);
             for (origin, fate) in &fates {
                 let message = senders[*origin as usize].encode(&Invalidation::All);
@@ -217,18 +334,18 @@ mod tests {
                     }
                     2 => {
                         situations.reached("twice");
-                        has_gap |= peers.hear(&message) == Heard::Gap;
-                        has_gap |= peers.hear(&message) == Heard::Gap;
+                        has_gap |= receiver.hear(0, &message) == Heard::Gap;
+                        has_gap |= receiver.hear(0, &message) == Heard::Gap;
                     }
-                    _ => has_gap |= peers.hear(&message) == Heard::Gap,
+                    _ => has_gap |= receiver.hear(0, &message) == Heard::Gap,
                 }
             }
             for sender in &senders {
-                has_gap |= peers.hear(&heartbeat(sender.origin(), sender.sequence())) == Heard::Gap;
+                has_gap |= receiver.hear(0, &heartbeat(sender.origin(), sender.sequence(), 0)) == Heard::Gap;
             }
             prop_assert_eq!(has_gap, missing > 0);
             for message in late {
-                prop_assert_ne!(peers.hear(&message), Heard::Gap, "it is known by now");
+                prop_assert_ne!(receiver.hear(0, &message), Heard::Gap, "it is known by now");
             }
             if missing == 0 {
                 situations.reached("all arrived");

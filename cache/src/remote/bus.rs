@@ -52,8 +52,8 @@ pub trait Subscription: Send {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct BusConfig {
-    /// How often a cache tells the others how many invalidations it has sent, and listens for its
-    /// own words. 1 ms to 1 hour. Default 1 s.
+    /// How often a cache tells the others that it is there and how many invalidations it has sent,
+    /// and listens for its own words. 1 ms to 1 hour. Default 1 s.
     pub heartbeat: Duration,
     /// A bus over which a cache does not hear its own heartbeat for so long is down. Also the limit
     /// for one call of the bus. At least twice `heartbeat`, at most 1 day. Default 3 s.
@@ -62,6 +62,14 @@ pub struct BusConfig {
     /// cache that the entry has become stale. No window for stale values follows it. At most 1
     /// day; zero stores nothing meanwhile. Default 1 s.
     pub outage_ttl: Duration,
+    /// How long a cache that others have ceased to hear, for the longer one of their `timeout` and
+    /// its own, and that has not closed, is taken for one that is cut off and goes on invalidating:
+    /// others drop everything once, and meanwhile the bus is as one that is down for them. After
+    /// that it is taken for dead: what it does not tell is bounded by the lifetimes of entries
+    /// alone. So much is what a process costs the others that is killed; closing the cache, or
+    /// dropping it on a runtime that lives on, costs them nothing. At most 1 day; zero where other
+    /// caches' silence is to say nothing. Default 30 s.
+    pub peer_memory: Duration,
     /// Invalidations that wait for the bus or the second level. Past it they become one of
     /// everything. 1 to 1,000,000. Default 10,000.
     pub max_pending: usize,
@@ -73,6 +81,7 @@ impl Default for BusConfig {
             heartbeat: Duration::from_secs(1),
             timeout: Duration::from_secs(3),
             outage_ttl: Duration::from_secs(1),
+            peer_memory: Duration::from_secs(30),
             max_pending: 10_000,
         }
     }
@@ -95,6 +104,7 @@ impl BusConfig {
                 "must be at least twice `heartbeat` and at most 1 day",
             ),
             ("outage_ttl", self.outage_ttl <= DAY, "must be at most 1 day"),
+            ("peer_memory", self.peer_memory <= DAY, "must be at most 1 day"),
             (
                 "max_pending",
                 (1..=1_000_000).contains(&self.max_pending),

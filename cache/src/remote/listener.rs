@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::bus::{Bus, BusConfig, Subscription};
 use super::outbox::Outbox;
 use super::{Remote, catch_panic};
+use crate::config::nanos;
 use crate::core::peers::{Heard, Peers};
 use crate::flights::{Key, Value};
 use crate::lookup::Inner;
@@ -64,15 +65,27 @@ impl<K: Key, V: Value> Listener<K, V> {
         if !self.set_bus(true) {
             return;
         }
-        let mut peers = Peers::new(self.origin);
-        let mut own_heard_at = Instant::now();
+        let BusConfig { timeout, peer_memory, .. } = self.config;
+        let mut peers = Peers::new(self.origin, nanos(timeout), nanos(peer_memory));
+        let epoch = Instant::now();
+        let (mut own_heard_at, mut is_complete) = (epoch, true);
         // Ends: with the subscription, in silence, or when the cache is gone.
-        while let Ok(Some(Some(message))) =
-            timeout_at(own_heard_at + self.config.timeout, catch_panic(subscription.next())).await
-        {
+        loop {
+            let own_until = own_heard_at + timeout;
+            let look_at = peers.next_deadline().map(|at| epoch + Duration::from_nanos(at));
+            let until = look_at.map_or(own_until, |look_at| look_at.min(own_until));
+            let heard = timeout_at(until, catch_panic(subscription.next())).await;
+            let now = Instant::now();
             let Some(cache) = self.cache.upgrade() else { return };
             let Some(remote) = &cache.remote else { return };
-            match peers.hear(&message) {
+            let at = u64::try_from((now - epoch).as_nanos()).unwrap_or(u64::MAX);
+            let message = match heard {
+                Ok(Some(Some(message))) => Some(message),
+                Ok(_) => break,
+                Err(_) if now >= own_until => break,
+                Err(_) => None,
+            };
+            match message.map_or(Heard::Nothing, |message| peers.hear(at, &message)) {
                 Heard::Own => own_heard_at = Instant::now(),
                 Heard::Nothing => {}
                 Heard::Apply(invalidation) => {
@@ -83,6 +96,11 @@ impl<K: Key, V: Value> Listener<K, V> {
                     count(&remote.counters.bus_gaps);
                     cache.clear();
                 }
+            }
+            // A peer that is not heard may be cut off, and go on invalidating.
+            if peers.look(at) == is_complete {
+                is_complete = !is_complete;
+                cache.set_bus(remote, is_complete);
             }
         }
         self.set_bus(false);

@@ -11,7 +11,8 @@ use super::bus::{Bus, BusConfig};
 use super::outbox::Outbox;
 use super::through::Level;
 use super::{Remote, catch_panic};
-use crate::core::peers::{Invalidation, Sender, heartbeat};
+use crate::config::nanos;
+use crate::core::peers::{Invalidation, Sender, farewell, heartbeat};
 use crate::flights::{Key, Value};
 use crate::lookup::Inner;
 
@@ -57,14 +58,23 @@ impl<K: Key, V: Value> Publisher<K, V> {
     pub(super) async fn run(self) {
         // Beside the sending, which the second level may hold up.
         let (bus, config) = (self.bus.clone(), self.config.clone());
-        let beat = beat(bus, config, self.sender.origin(), Arc::clone(&self.published));
-        tokio::select! {
-            () = self.run_sending() => {}
-            () = beat => {}
+        let origin = self.sender.origin();
+        let beat = beat(bus.clone(), config.clone(), origin, Arc::clone(&self.published));
+        let last = tokio::select! {
+            last = self.run_sending() => last,
+            () = beat => None,
+        };
+        // After the last heartbeat. Without a farewell this cache falls silent for the others, who
+        // then drop what it may have left unsaid.
+        if let (Some(bus), Some(sequence)) = (bus, last) {
+            let last = [farewell(origin, sequence)];
+            let _ = timeout(config.timeout, catch_panic(bus.publish(&last))).await;
         }
     }
 
-    async fn run_sending(mut self) {
+    /// Sends until the cache is gone. Returns the sequence of the last message if nothing is left
+    /// unsent then.
+    async fn run_sending(mut self) -> Option<u64> {
         let mut pause = PAUSE.0;
         // A time of its own: a new invalidation does not put it off.
         let mut retry_at = Instant::now();
@@ -79,7 +89,8 @@ impl<K: Key, V: Value> Publisher<K, V> {
             let is_retry = is_failing && Instant::now() >= retry_at;
             self.send(is_retry || is_last).await;
             if is_last {
-                return;
+                let has_all = self.unpublished.is_empty() && self.awaits_level.is_empty();
+                return has_all.then(|| self.sender.sequence());
             }
             if !is_failing {
                 (pause, retry_at) = (PAUSE.0, Instant::now() + PAUSE.0);
@@ -191,7 +202,8 @@ async fn beat(
     // Ends: with the sending beside it.
     loop {
         beats.tick().await;
-        let beat = [heartbeat(origin, published.load(Ordering::Acquire))];
+        let published = published.load(Ordering::Acquire);
+        let beat = [heartbeat(origin, published, nanos(config.timeout))];
         // One that is lost is noticed by all who listen, this cache included.
         let _ = timeout(config.timeout, catch_panic(bus.publish(&beat))).await;
     }

@@ -16,6 +16,13 @@ pub(crate) struct Faulty {
     pub(crate) state: Arc<FaultyState>,
 }
 
+impl Faulty {
+    /// The way of another process to the same bus, which fails by itself.
+    pub(crate) fn another_way(&self) -> Self {
+        Self { inner: self.inner.clone(), state: Arc::default() }
+    }
+}
+
 #[derive(Default)]
 pub(crate) struct FaultyState {
     pub(crate) is_down: AtomicBool,
