@@ -122,12 +122,25 @@ pub struct Write<K, V> {
     pub key: K,
     /// The value, or `None`: delete the key.
     pub value: Option<V>,
+    /// With write-behind the place of this value among those of its key: a newer value has a larger
+    /// number, and the same one never has a smaller number than before, also in another process
+    /// that has opened the same namespace. Numbers of
+    /// [`WriteBehind::in_memory`](crate::WriteBehind::in_memory) begin anew with each process.
+    /// `None` with write-through.
+    pub sequence: Option<u64>,
 }
 
 impl<K, V> Write<K, V> {
     /// A write of a value, or a deletion.
     pub fn new(key: K, value: Option<V>) -> Self {
-        Self { key, value }
+        Self { key, value, sequence: None }
+    }
+
+    /// The same with a place among the values of its key.
+    #[must_use]
+    pub fn at(mut self, sequence: u64) -> Self {
+        self.sequence = Some(sequence);
+        self
     }
 }
 
@@ -142,9 +155,17 @@ pub trait Sink<K, V>: Send + Sync + 'static {
     /// broke it answers [`SinkError::rejected`] for that one and [`SinkError::not_applied`] for the
     /// others.
     ///
+    /// A call whose future is dropped may still be carried out, as a statement is that a server has
+    /// begun: after a newer value of its key was written by the next call, or by the next process.
+    /// No cache can hinder it. With write-behind a sink must therefore either end its own attempt
+    /// before the timeout (and before the next process starts), or store
+    /// [`Write::sequence`] with each value and refuse a smaller one, such as by
+    /// `ON CONFLICT (key) DO UPDATE ... WHERE held.sequence < EXCLUDED.sequence`. A deletion keeps
+    /// its row for that, or leaves the sequence elsewhere.
+    ///
     /// # Cancel safety
-    /// The future is dropped only after the sink's timeout, or with the runtime. The cache drops
-    /// the key's entry then; write-behind calls again.
+    /// The future is dropped only after the sink's timeout, when the cache is closed, or with the
+    /// runtime. The cache drops the key's entry then; write-behind calls again.
     async fn write(&self, writes: &[Write<K, V>]) -> Vec<Result<(), SinkError>>;
 }
 

@@ -249,6 +249,99 @@ async fn a_write_that_fails_its_whole_call_does_not_hold_up_the_others() {
     assert_eq!(table.rows.lock().get(&7), Some(&7));
 }
 
+/// A table that knows the sequence of each row. Calls hang as told, and are carried out late: by a
+/// task of their own, as a server does it.
+#[derive(Default)]
+struct Late {
+    /// Sequence and value of each key.
+    rows: Mutex<HashMap<u64, (u64, Option<u64>)>>,
+    takes: Mutex<Duration>,
+    refused: Mutex<u32>,
+}
+
+#[derive(Clone, Default)]
+struct LateSink(Arc<Late>);
+
+#[async_trait]
+impl Sink<u64, u64> for LateSink {
+    async fn write(&self, writes: &[Write<u64, u64>]) -> Vec<Result<(), SinkError>> {
+        let (late, own) = (Arc::clone(&self.0), writes.to_vec());
+        let takes = *late.takes.lock();
+        let server = tokio::spawn(async move {
+            tokio::time::sleep(takes).await;
+            let mut rows = late.rows.lock();
+            for write in own {
+                let sequence = write.sequence.unwrap();
+                let row = rows.entry(write.key).or_insert((sequence, write.value));
+                if row.0 <= sequence {
+                    *row = (sequence, write.value);
+                } else {
+                    *late.refused.lock() += 1;
+                }
+            }
+        });
+        server.await.unwrap();
+        writes.iter().map(|_| Ok(())).collect()
+    }
+}
+
+/// The call of an older value was dropped at its time limit, or with its process, and is carried
+/// out after that of the newer one.
+#[tokio::test(start_paused = true)]
+async fn a_call_that_is_carried_out_late_is_refused_by_its_sequence() {
+    let files = Arc::new(MemoryFiles::new());
+    let sink = LateSink::default();
+    let mut refused = 0;
+    for process in 1..4_u64 {
+        let journal = Journal::open_with(
+            Arc::<MemoryFiles>::clone(&files),
+            Config::manual(),
+        );
+        let journal = journal.unwrap();
+        let working = tokio::spawn({
+            let journal = journal.clone();
+            async move {
+                // Ends: when it is aborted.
+                for now in 0.. {
+                    journal.work(now * 1_000_000);
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            }
+        });
+        let behind = WriteBehind::open(&journal, "numbers", PlainCodec, config(|_| {})).unwrap();
+        let built = Cache::builder().write_behind(behind, sink.clone());
+        let cache: Numbers = built.build().unwrap();
+        // What the process before has begun is carried out in an hour.
+        *sink.0.takes.lock() = Duration::ZERO;
+        cache.write(1, 10 * process).await.unwrap();
+        cache.flush().await;
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        refused += u32::from(process > 1);
+        assert_eq!(*sink.0.refused.lock(), refused, "process {process}");
+        assert_eq!(sink.0.rows.lock()[&1].1, Some(10 * process));
+        // One that is dropped at its time limit, and is carried out after the next one.
+        *sink.0.takes.lock() = Duration::from_secs(100);
+        cache.write(1, 10 * process + 1).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        *sink.0.takes.lock() = Duration::ZERO;
+        cache.write(1, 10 * process + 2).await.unwrap();
+        cache.flush().await;
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        refused += 1;
+        assert_eq!(*sink.0.refused.lock(), refused, "process {process}");
+        assert_eq!(sink.0.rows.lock()[&1].1, Some(10 * process + 2));
+        // One that is under way when the process ends.
+        *sink.0.takes.lock() = Duration::from_secs(1800);
+        cache.write(1, 10 * process + 3).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let closed = cache.close(Duration::from_secs(1)).await;
+        assert_eq!((closed.backlog, closed.keeps_namespace), (1, false));
+        working.abort();
+        let _ = working.await;
+        journal.close().unwrap();
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn rejected_writes_pin_nothing_and_survive() {
     let files = Arc::new(MemoryFiles::new());

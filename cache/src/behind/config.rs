@@ -24,8 +24,9 @@ pub struct WriteBehindConfig {
     /// How long a value waits for newer ones of its key before it is flushed. Up to 100 years.
     /// Default 10 ms.
     pub flush_after: Duration,
-    /// The longest that one call of the sink may take; it is then dropped and repeated. At least
-    /// 1 ms. Default 30 s.
+    /// The longest that one call of the sink may take; it is then dropped and repeated. A sink
+    /// whose call may still be carried out after that must refuse older values, see
+    /// [`Sink::write`](crate::Sink::write). At least 1 ms. Default 30 s.
     pub sink_timeout: Duration,
     /// The pause after the first failure, doubled with each one that follows; each pause is
     /// shortened by up to half at random. At least 1 ms. Default 50 ms.

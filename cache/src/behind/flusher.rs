@@ -158,7 +158,9 @@ impl<K: Key, V: Value> Flusher<K, V> {
         let failed = |error: &SinkError| taken.iter().map(|_| Err(error.clone())).collect();
         // Foreign code: cloning may panic.
         let clone = || -> Vec<Write<K, V>> {
-            let write = |one: &Taken<K, V>| Write::new(one.key.clone(), Option::clone(&one.value));
+            let write = |one: &Taken<K, V>| {
+                Write::new(one.key.clone(), Option::clone(&one.value)).at(one.position)
+            };
             taken.iter().map(write).collect()
         };
         let Ok(writes) = catch_unwind(AssertUnwindSafe(clone)) else {

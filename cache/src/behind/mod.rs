@@ -38,8 +38,8 @@ const WAKE_EVERY: u64 = 1024;
 /// [`Builder::write_behind`](crate::Builder::write_behind).
 ///
 /// A key's newest acknowledged value is what readers of the cache get until the sink has it; of
-/// several values of a key only the newest one is flushed. Values of one key reach the sink in the
-/// order of their acknowledgements.
+/// several values of a key only the newest one is flushed. Values of one key are given to the sink in
+/// the order of their acknowledgements, one call after the other.
 ///
 /// # What a crash loses
 /// With [`in_memory`](Self::in_memory): everything that was acknowledged and not flushed. The loss
@@ -52,6 +52,10 @@ const WAKE_EVERY: u64 = 1024;
 /// # The sink must have no other writer
 /// After a crash a key's last acknowledged value is written again, over what another writer has put
 /// there meanwhile.
+///
+/// # The sink must refuse what comes late
+/// A call that took too long is dropped, and may be carried out after the next one all the same: see
+/// [`Sink::write`](crate::Sink::write).
 pub struct WriteBehind<K: Key, V: Value> {
     pub(crate) shared: Arc<Shared<K, V>>,
 }

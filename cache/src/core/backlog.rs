@@ -45,6 +45,8 @@ pub(crate) enum Admission {
 pub(crate) struct Taken<K, V> {
     pub(crate) key: K,
     pub(crate) sequence: u64,
+    /// Of the value's record in the log: of two values of a key the newer one has the larger.
+    pub(crate) position: u64,
     pub(crate) value: Arc<Option<V>>,
     /// What the cache keeps of the value when the sink has it.
     pub(crate) keep: Keep,
@@ -271,6 +273,7 @@ impl<K: Hash + Eq + Clone, V> Backlog<K, V> {
             taken.push(Taken {
                 key,
                 sequence: dirty.sequence,
+                position: dirty.position,
                 value: Arc::clone(&dirty.value),
                 keep: dirty.keep.clone(),
                 attempts: slot.attempts,
