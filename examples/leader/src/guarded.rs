@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 use voussoir_lock::FencingToken;
 
 use crate::Error;
@@ -22,6 +23,9 @@ use crate::ledger::{Author, Ledger, Refused};
 const MAX_REQUEST_BYTES: u64 = 4096;
 /// Connections at a time. Further ones wait.
 const MAX_CONNECTIONS: usize = 64;
+/// How long a connection may be silent. A step is much shorter, and a machine that lost its power
+/// in one leaves its connection open for ever.
+const IDLE: Duration = Duration::from_secs(30);
 /// How long the client waits for the ledger to accept, and to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
@@ -89,10 +93,11 @@ async fn answer(
 ) -> Result<(), Error> {
     let (reader, mut writer) = stream.into_split();
     let mut reader = tokio::io::BufReader::new(reader);
-    // Ends: the client closes the connection, or sends what is no request.
+    // Ends: the client closes the connection, is silent, or sends what is no request.
     loop {
         let mut line = String::new();
-        (&mut reader).take(MAX_REQUEST_BYTES).read_line(&mut line).await?;
+        let mut request = (&mut reader).take(MAX_REQUEST_BYTES);
+        timeout(IDLE, request.read_line(&mut line)).await??;
         if line.is_empty() {
             return Ok(());
         }
@@ -207,5 +212,33 @@ impl Client {
             "failed" => Err(LedgerError::Failed(rest.to_owned())),
             _ => Err(unknown().into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    /// Machines that lost their power leave connections that nobody closes.
+    #[tokio::test(start_paused = true)]
+    async fn silent_connections_shut_nobody_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(&folder.path().join("ledger")).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(serve(listener, ledger, Arc::new(|_| {})));
+        let mut silent = Vec::new();
+        for _ in 0..MAX_CONNECTIONS {
+            silent.push(TcpStream::connect(address).await.unwrap());
+        }
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(b"enter 1 1\n").await.unwrap();
+        let mut answer = String::new();
+        let mut reader = tokio::io::BufReader::new(&mut client);
+        let read = timeout(2 * IDLE, reader.read_line(&mut answer)).await;
+        assert!(read.is_ok(), "all {MAX_CONNECTIONS} places are taken for ever");
+        assert_eq!(answer, "ok 0\n");
     }
 }
