@@ -491,7 +491,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         if let Ok(answer) = timeout(soft, &mut ride).await {
             return answer;
         }
-        tokio::spawn(ride);
+        ride.go_on_alone();
         Some(Err(LoadError::TimedOut))
     }
 
@@ -504,7 +504,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         let boarded = self.board(key, load, Asked { is_refresh: true, since: 0 });
         if let Ok(Boarded::Began(ride)) = boarded {
             count(&self.inner.counters.refreshes);
-            tokio::spawn(ride);
+            ride.go_on_alone();
         }
     }
 }

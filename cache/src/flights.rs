@@ -361,6 +361,14 @@ impl<K: Key, V: Value> Ride<K, V> {
         self.flight.version
     }
 
+    /// Leaves the load to a task, which goes on with it without this member's reader. One task does
+    /// so for all readers of the load.
+    pub(crate) fn go_on_alone(self) {
+        if self.flight.state.lock().flight.begin_task() {
+            tokio::spawn(self);
+        }
+    }
+
     /// Whether an answer from before this position is certainly the source's own.
     pub(crate) fn asks_source_since(&self, position: u64) -> bool {
         position <= self.flight.since

@@ -264,6 +264,27 @@ async fn a_load_that_is_left_behind_brings_its_value_and_no_failure() {
     }
 }
 
+/// A source that hangs, and many readers who give up waiting for it: one task goes on for all.
+#[tokio::test(start_paused = true)]
+async fn readers_that_leave_a_load_behind_leave_one_task_behind() {
+    let script = Script::new(1);
+    let rules = config(|config| {
+        (config.ttl, config.stale_if_error) = (Some(SECOND), 100 * SECOND);
+        config.soft_timeout = Some(30 * MS);
+    });
+    let (numbers, clock) = cache(rules, &script);
+    assert_eq!(numbers.get_or_load(&1).await.unwrap(), Some(10));
+    clock.advance(2 * SECOND);
+    script.set(Mood::Hangs);
+    for _ in 0..100 {
+        assert_eq!(numbers.get_or_load(&1).await.unwrap(), Some(10), "the stale value");
+    }
+    let metrics = tokio::runtime::Handle::current().metrics();
+    assert_eq!((metrics.num_alive_tasks(), numbers.stats().loads_under_way), (1, 1));
+    sleep(60 * SECOND).await;
+    assert_eq!((metrics.num_alive_tasks(), numbers.stats().loads_under_way), (0, 0));
+}
+
 /// FusionCache 648: what was dropped for good came back when the next load failed.
 #[tokio::test(start_paused = true)]
 async fn what_was_dropped_is_not_served_when_the_next_load_fails() {

@@ -25,6 +25,8 @@ pub(crate) struct Flight {
     turn: Turn,
     overtaken: bool,
     done: bool,
+    /// A member is a task that polls the load for as long as it goes on.
+    has_task: bool,
 }
 
 impl Flight {
@@ -40,6 +42,11 @@ impl Flight {
     pub(crate) fn leave(&mut self) -> bool {
         self.members -= 1;
         self.is_abandoned()
+    }
+
+    /// Called when a member is about to become a task. Returns false if one is there already.
+    pub(crate) fn begin_task(&mut self) -> bool {
+        !std::mem::replace(&mut self.has_task, true)
     }
 
     /// Whether members wait beside the one that polls the load.
