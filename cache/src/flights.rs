@@ -374,6 +374,17 @@ impl<K: Key, V: Value> Ride<K, V> {
         position <= self.flight.since
     }
 
+    /// Ends the load. Where foreign code panics on the way, such as the clone of a value, the load
+    /// has: no member may wait for an answer that never lands.
+    fn end(&mut self, result: LoadResult<V>) {
+        let ended = catch_unwind(AssertUnwindSafe(|| self.finish(result)));
+        if ended.is_err() {
+            tracing::error!(target: "voussoir::cache", "a clone, hash or drop panicked");
+            // Clones neither key nor value.
+            self.finish(Err(LoadError::Panicked));
+        }
+    }
+
     fn finish(&mut self, result: LoadResult<V>) {
         let InFlight { key, version, began_at, state, .. } = &*self.flight;
         let took = self.cache.clock.now().saturating_sub(*began_at);
@@ -384,7 +395,7 @@ impl<K: Key, V: Value> Ride<K, V> {
         let tags = entry.as_ref().and_then(|entry| entry.extra.clone());
         let is = |other: &K| *other == key.key;
         let probe = Probe { hash: key.hash, is: &is };
-        let stored_key = key.clone();
+        let entry = entry.map(|entry| (key.clone(), entry));
         let own_answer = answer.clone();
         let mut removed = Removals::default();
         let (wakers, is_hit, _others_answer, _restart) = {
@@ -396,7 +407,7 @@ impl<K: Key, V: Value> Ride<K, V> {
                     found.remove();
                 }
                 match (entry, absent_at) {
-                    (Some(entry), _) => {
+                    (Some((stored_key, entry)), _) => {
                         self.cache.store_loaded(&probe, stored_key, entry, &mut removed);
                     }
                     // An older value must not outlive the answer that there is none.
@@ -407,7 +418,7 @@ impl<K: Key, V: Value> Ride<K, V> {
                 }
             } else {
                 self.cache.count_overtaken();
-                removed.unstored = entry;
+                removed.unstored = entry.map(|(_, entry)| entry);
             }
             // After the result was stored: a later invalidation hits the entry itself. The tags of
             // an answer without an entry are not known.
@@ -493,7 +504,7 @@ impl<K: Key, V: Value> Ride<K, V> {
         let mut cx = Context::from_waker(&waker);
         match catch_unwind(AssertUnwindSafe(|| load.as_mut().poll(&mut cx))) {
             Ok(Poll::Pending) => return self.put_back(load, false, Some(own)),
-            Ok(Poll::Ready(result)) => self.finish(result),
+            Ok(Poll::Ready(result)) => self.end(result),
             Err(_) => return self.panicked(Some(own)),
         }
         None

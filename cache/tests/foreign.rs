@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
 
-use voussoir_cache::{Cache, Config, Insert, Loaded, WriteBehind, WriteBehindConfig};
+use voussoir_cache::{Cache, Config, Insert, LoadError, Loaded, WriteBehind, WriteBehindConfig};
 use voussoir_cache::{Sink, SinkError, Write, async_trait};
 
 type Values = Cache<u64, Arc<Value>>;
@@ -177,4 +177,36 @@ fn what_the_backlog_no_longer_needs_is_dropped_without_a_lock() {
             assert!(world.dropped.load(Ordering::SeqCst) >= 380);
         });
     });
+}
+
+/// Panics when it is cloned.
+struct Unclonable;
+
+impl Clone for Unclonable {
+    fn clone(&self) -> Self {
+        panic!("no clone")
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_value_that_cannot_be_cloned_leaves_no_key_stuck() {
+    let cache: Cache<u64, Unclonable> = Cache::builder().build().unwrap();
+    for _ in 0..2 {
+        let read = || {
+            let cache = cache.clone();
+            let load = |_| async {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                Ok(Loaded::value(Unclonable))
+            };
+            tokio::spawn(async move { cache.get_or_load_with(&1, load).await.map(|_| ()) })
+        };
+        for read in [read(), read(), read()] {
+            let read = tokio::time::timeout(Duration::from_secs(60), read).await;
+            let read = read.expect("a reader waits for ever").unwrap();
+            assert!(matches!(read, Err(LoadError::Panicked)), "{read:?}");
+        }
+        assert_eq!(cache.stats().loads_under_way, 0);
+    }
+    let load = |_| async { Ok(Loaded::absent()) };
+    assert!(cache.get_or_load_with(&1, load).await.unwrap().is_none());
 }
