@@ -157,6 +157,34 @@ async fn the_backlog_answers_readers_until_the_sink_has_the_value() {
     assert_eq!(table.rows.lock().get(&1), None);
 }
 
+/// Readers of keys whose values the sink has do not meet at the lock of the backlog, which a writer
+/// may hold, or a flush of many keys; they find what they find.
+#[tokio::test(start_paused = true)]
+async fn readers_of_clean_keys_find_what_they_find_beside_a_large_backlog() {
+    let (cache, table) = fresh(|_| {});
+    for key in 0..200 {
+        cache.write(key, key).await.unwrap();
+    }
+    cache.flush().await;
+    table.is_down.store(true, Ordering::SeqCst);
+    for round in 1..3 {
+        for key in 100..200 {
+            cache.write(key, 1000 * round + key).await.unwrap();
+        }
+        for key in 0..200 {
+            let expected = if key < 100 { key } else { 1000 * round + key };
+            assert_eq!(cache.get(&key), Some(expected));
+        }
+    }
+    table.is_down.store(false, Ordering::SeqCst);
+    cache.flush().await;
+    assert_eq!((cache.stats().backlog, cache.get(&150)), (0, Some(2150)));
+    // The counters have gone back to zero with the backlog.
+    cache.invalidate(&150);
+    table.rows.lock().insert(150, 7);
+    assert_eq!(cache.get_or_load(&150).await.unwrap(), Some(7));
+}
+
 /// A load that read the row before the write, and ends after the write was flushed.
 #[tokio::test(start_paused = true)]
 async fn a_slow_load_does_not_undo_a_flushed_write() {

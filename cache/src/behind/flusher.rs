@@ -272,9 +272,9 @@ impl<K: Key, V: Value> Flusher<K, V> {
         let now = self.shared.now();
         let dropped = {
             let mut state = self.shared.state.lock();
-            let dropped = state.finish(now, &one.key, one.sequence, how);
-            self.shared.show_dirty(&state);
-            dropped
+            self.shared.change_dirty(&mut state, &one.key, |state| {
+                state.finish(now, &one.key, one.sequence, how)
+            })
         };
         // Foreign code: after the lock.
         drop(dropped);
@@ -462,7 +462,7 @@ impl<K: Key, V: Value> Shared<K, V> {
     /// from being released: one key whose flush fails for long must not keep every write of all
     /// others.
     fn compact(self: &Arc<Self>) {
-        let dirty = self.dirty.load(Ordering::Acquire) as u64;
+        let dirty = self.dirty.all.load(Ordering::Acquire) as u64;
         if self.log.len() <= dirty.saturating_mul(RECORDS_PER_KEY_MAX) + RECORDS_SPARE
             || self.is_moving.swap(true, Ordering::AcqRel)
         {

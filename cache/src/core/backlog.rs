@@ -83,8 +83,6 @@ struct Slot<V> {
     newest: Option<Dirty<V>>,
     /// The sequence that is being flushed. Invariant: `Some` only while `newest` is.
     flushing: Option<u64>,
-    /// Its place in `due`. Invariant: `Some` exactly while `newest` is and `flushing` is not.
-    due: Option<(u64, u64)>,
     attempts: u32,
     /// The highest sequence whose flush has ended, 0 for none. A lower one that is acknowledged
     /// after that is older than what the sink has. The slot lives as long as there may be one.
@@ -93,7 +91,7 @@ struct Slot<V> {
 
 impl<V> Default for Slot<V> {
     fn default() -> Self {
-        Self { unacknowledged: 0, newest: None, flushing: None, due: None, attempts: 0, flushed: 0 }
+        Self { unacknowledged: 0, newest: None, flushing: None, attempts: 0, flushed: 0 }
     }
 }
 
@@ -101,8 +99,12 @@ impl<V> Default for Slot<V> {
 pub(crate) struct Backlog<K, V> {
     limits: Limits,
     slots: HashMap<K, Slot<V>, foldhash::fast::RandomState>,
-    /// When each key is flushed next; ties by the lowest sequence.
+    /// When each key is flushed next whose last flush has not failed; ties by the lowest sequence.
     due: BTreeMap<(u64, u64), K>,
+    /// When each key is flushed next whose last flush has failed.
+    retries: BTreeMap<(u64, u64), K>,
+    /// What is in `due` up to this time is due now.
+    hurried: u64,
     /// `first` of every dirty key.
     firsts: BTreeSet<u64>,
     /// The position of each dirty key's newest record.
@@ -123,6 +125,8 @@ impl<K: Hash + Eq + Clone, V> Backlog<K, V> {
             limits,
             slots: HashMap::default(),
             due: BTreeMap::new(),
+            retries: BTreeMap::new(),
+            hurried: 0,
             firsts: BTreeSet::new(),
             positions: BTreeMap::new(),
             unacknowledged: BTreeMap::new(),
@@ -198,7 +202,6 @@ impl<K: Hash + Eq + Clone, V> Backlog<K, V> {
             self.firsts.insert(sequence);
             self.positions.insert(position, key.clone());
             let at = (now.saturating_add(self.limits.flush_after), sequence);
-            slot.due = Some(at);
             self.due.insert(at, key.clone());
             return (None, self.due.first_key_value().is_some_and(|(first, _)| *first == at));
         };
@@ -261,13 +264,19 @@ impl<K: Hash + Eq + Clone, V> Backlog<K, V> {
     /// Takes up to `max` values whose time has come, those that wait longest first.
     pub(crate) fn take(&mut self, now: u64, max: usize) -> Vec<Taken<K, V>> {
         let mut taken = Vec::new();
-        while taken.len() < max
-            && let Some(first) = self.due.first_entry()
-            && first.key().0 <= now
-        {
-            let key = first.remove();
+        let until = now.max(self.hurried);
+        while taken.len() < max {
+            let first = |queue: &BTreeMap<(u64, u64), K>| queue.first_key_value().map(|(due, _)| *due);
+            let fresh = first(&self.due).filter(|(at, _)| *at <= until);
+            let failed = first(&self.retries).filter(|(at, _)| *at <= now);
+            let queue = match (fresh, failed) {
+                (None, None) => break,
+                (Some(fresh), Some(failed)) if failed < fresh => &mut self.retries,
+                (None, Some(_)) => &mut self.retries,
+                (Some(_), _) => &mut self.due,
+            };
+            let Some((_, key)) = queue.pop_first() else { break };
             let Some(slot) = self.slots.get_mut(&key) else { continue };
-            slot.due = None;
             let Some(dirty) = &slot.newest else { continue };
             slot.flushing = Some(dirty.sequence);
             taken.push(Taken {
@@ -320,28 +329,23 @@ impl<K: Hash + Eq + Clone, V> Backlog<K, V> {
                 (now.saturating_add(self.limits.flush_after), None)
             }
         };
-        let due = (at, dirty.first);
-        slot.due = Some(due);
-        self.due.insert(due, key.clone());
+        let queue = if slot.attempts == 0 { &mut self.due } else { &mut self.retries };
+        queue.insert((at, dirty.first), key.clone());
         dropped
     }
 
-    /// Makes every value due now that has not failed.
+    /// Makes every value due now that has not failed, whatever their number: none of them waits for
+    /// longer than `flush_after` from now on.
     pub(crate) fn hurry(&mut self, now: u64) {
-        for (key, slot) in &mut self.slots {
-            let Some((at, first)) = slot.due.filter(|(at, _)| slot.attempts == 0 && *at > now)
-            else {
-                continue;
-            };
-            self.due.remove(&(at, first));
-            slot.due = Some((now, first));
-            self.due.insert((now, first), key.clone());
-        }
+        self.hurried = now.saturating_add(self.limits.flush_after);
     }
 
-    /// When the next value is due.
+    /// When the next value is due; 0 for one that was hurried.
     pub(crate) fn next_deadline(&self) -> Option<u64> {
-        self.due.first_key_value().map(|((at, _), _)| *at)
+        let fresh = self.due.first_key_value().map(|((at, _), _)| *at);
+        let fresh = fresh.map(|at| if at <= self.hurried { 0 } else { at });
+        let failed = self.retries.first_key_value().map(|((at, _), _)| *at);
+        fresh.into_iter().chain(failed).min()
     }
 
     /// A mark for [`has_flushed`](Self::has_flushed): everything acknowledged so far lies below it.
@@ -431,6 +435,11 @@ impl<K: Hash + Eq + Clone, V> Backlog<K, V> {
     /// How many writes were handed to the log and are not yet acknowledged. Looks at every slot.
     pub(crate) fn unacknowledged(&self) -> usize {
         self.slots.values().map(|slot| slot.unacknowledged).sum()
+    }
+
+    /// The dirty keys.
+    pub(crate) fn dirty_keys(&self) -> impl Iterator<Item = &K> {
+        self.positions.values()
     }
 
     /// How many keys are dirty.
