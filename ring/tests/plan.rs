@@ -694,6 +694,52 @@ fn lost_nodes_are_not_read_and_what_only_they_held_is_told() {
     assert!((lost - share).abs() < 1e-9);
 }
 
+/// After a loss no position leads to a node that is lost, whether its range needs a move or not.
+#[test]
+fn no_route_leads_to_a_lost_node() {
+    let (mut all_lost, mut shortened, mut agreeing) = (0, 0, 0);
+    for nodes in 3..7 {
+        let before = topology(nodes);
+        let after = before.without(1).unwrap().without(2).unwrap();
+        let (old, new) = (ring(&before).placement(2), ring(&after).placement(2));
+        let lost = [1, 2];
+        let plan = Plan::after_loss(&old, &new, &lost, &PlanConfig::default()).unwrap();
+        let unrecoverable = plan.unrecoverable().to_vec();
+        let mut rebalance = Rebalance::new(Arc::new(plan), 0);
+        let mut under_way = Vec::new();
+        let mut check = |rebalance: &Rebalance| {
+            for n in 0..2_000 {
+                let position = hash::mix(n);
+                let (was, will) = (old.owners_at(position), new.owners_at(position));
+                let Some(route) = rebalance.route(position) else {
+                    assert!(was.same_set(&will), "{was:?} and {will:?} do not agree");
+                    agreeing += 1;
+                    continue;
+                };
+                let all = || route.read.iter().chain(&route.write);
+                assert!(all().all(|id| !lost.contains(id)), "{route:?} has lost nodes");
+                assert!(!route.write.is_empty());
+                let is_lost = unrecoverable.iter().any(|range| range.contains(position));
+                assert_eq!(route.read.is_empty(), is_lost);
+                all_lost += u32::from(is_lost);
+                let left = was.iter().filter(|id| !lost.contains(id)).count();
+                shortened += u32::from(left == 1 && will.len() == 1);
+            }
+        };
+        check(&rebalance);
+        rebalance.step(0, Input::Tick);
+        drain(&mut rebalance, &mut under_way);
+        check(&rebalance);
+        while let Some(output) = under_way.pop() {
+            rebalance.step(0, Input::Done(op_of(&output)));
+            drain(&mut rebalance, &mut under_way);
+        }
+        assert_eq!(rebalance.progress().state, State::Finished);
+        check(&rebalance);
+    }
+    assert!(all_lost > 0 && shortened > 0 && agreeing > 0, "{all_lost} {shortened} {agreeing}");
+}
+
 /// Algorithms without ranges move their data by fixed slots.
 #[test]
 fn slots_carry_any_algorithm() {

@@ -66,6 +66,9 @@ pub struct Plan {
     /// The moves of each step.
     steps: Vec<Range<usize>>,
     unrecoverable: Vec<HashRange>,
+    /// Ranges that lost nodes and need no move, with whom they have afterwards and whether these
+    /// hold them: not where every replica was lost.
+    losses: Vec<(HashRange, Owners, bool)>,
     moved: f64,
     least: f64,
     config: PlanConfig,
@@ -75,7 +78,8 @@ impl Plan {
     /// The moves from one placement to another.
     ///
     /// # Errors
-    /// [`PlanError::ReplicasDiffer`], [`PlanError::TooManyChanges`], [`PlanError::Config`], and
+    /// [`PlanError::ReplicasDiffer`], [`PlanError::TooManyChanges`] (ranges that lost nodes count
+    /// too), [`PlanError::Config`], and
     /// [`PlanError::Build`] for more replicas than [`MAX_PLAN_REPLICAS`] or none.
     pub fn new(old: &Placement, new: &Placement, config: &PlanConfig) -> Result<Self, PlanError> {
         Self::after_loss(old, new, &[], config)
@@ -99,23 +103,29 @@ impl Plan {
             moves: Vec::new(),
             steps: Vec::new(),
             unrecoverable: Vec::new(),
+            losses: Vec::new(),
             moved: 0.0,
             least: 0.0,
             config: config.clone(),
         };
         let mut gains = BTreeMap::new();
         for (range, mut old, new) in overlay(old, new) {
+            let before = old.len();
             for &id in lost {
                 old.remove(id);
             }
             if old.is_empty() {
                 plan.unrecoverable.push(range);
+                plan.losses.push((range, new, false));
             } else if !old.same_set(&new) {
                 plan.change(range, old, new, &mut gains);
+            } else if old.len() < before {
+                plan.losses.push((range, new, true));
             }
         }
-        if plan.changes.len() > MAX_CHANGES {
-            return Err(PlanError::TooManyChanges(plan.changes.len()));
+        let changes = plan.changes.len() + plan.losses.len();
+        if changes > MAX_CHANGES {
+            return Err(PlanError::TooManyChanges(changes));
         }
         plan.least = gains.values().filter(|&&gain| gain > 0.0).sum();
         let changes = &plan.changes;
@@ -215,6 +225,13 @@ impl Plan {
     pub(crate) fn change_at(&self, position: u64) -> Option<usize> {
         let at = self.changes.partition_point(|change| change.range.end < position);
         self.changes.get(at).filter(|change| change.range.contains(position)).map(|_| at)
+    }
+
+    /// Whom a range has that lost nodes and needs no move, and whether they hold it.
+    pub(crate) fn loss_at(&self, position: u64) -> Option<(&Owners, bool)> {
+        let at = self.losses.partition_point(|(range, ..)| range.end < position);
+        let found = self.losses.get(at).filter(|(range, ..)| range.contains(position));
+        found.map(|(_, owners, is_held)| (owners, *is_held))
     }
 }
 

@@ -139,8 +139,8 @@ pub struct Progress {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Route {
-    /// Nodes that hold a replica, those of the placement aimed for first. Where a write may miss
-    /// `f` nodes, a read asks `f + 1` of these.
+    /// Nodes that hold a replica, those of the placement aimed for first; none where all were lost.
+    /// Where a write may miss `f` nodes, a read asks `f + 1` of these.
     pub read: Owners,
     /// Nodes to write to: the readable ones and those being copied to. A write may be acknowledged
     /// when at most `f` of these have not got it.
@@ -442,10 +442,18 @@ impl Rebalance {
         self.outputs.push_back(output);
     }
 
-    /// Where a position that changes nodes is read and written now, or `None` when the plan does
-    /// not touch it (the old and the new placement agree then).
+    /// Where a position that changes nodes, or that lost some, is read and written now, or `None`
+    /// when the plan does not touch it: the old and the new placement agree then.
+    ///
+    /// Where every replica was lost there is no node to read from, and the nodes to write to are
+    /// those of the new placement, also after turning back.
     pub fn route(&self, position: u64) -> Option<Route> {
-        self.plan.change_at(position).map(|change| self.holders(change))
+        if let Some(change) = self.plan.change_at(position) {
+            return Some(self.holders(change));
+        }
+        let (owners, is_held) = self.plan.loss_at(position)?;
+        let read = if is_held { *owners } else { Owners::empty() };
+        Some(Route { read, write: *owners })
     }
 
     fn holders(&self, number: usize) -> Route {
