@@ -200,7 +200,8 @@ fn fill(journal: &Journal, bytes: usize, work: impl Fn()) -> Error {
     loop {
         let commit = Commit::new().append(&log, [vec![0_u8; bytes]]);
         let failed = failed.clone();
-        let done = move |outcome: Result<_, Error>| drop(outcome.map_err(|error| failed.send(error)));
+        let done =
+            move |outcome: Result<_, Error>| drop(outcome.map_err(|error| failed.send(error)));
         if let Err(rejected) = journal.submit(commit, done) {
             return rejected.error;
         }
@@ -351,7 +352,10 @@ async fn the_largest_write_can_be_rejected() {
         let texts = cache(&open_journal(), &gate);
         assert_eq!(texts.rejected_writes().len(), 20);
         let largest_one = texts.rejected_writes().into_iter().find(|write| write.key == 1);
-        assert_eq!(largest_one.and_then(|write| write.value).map(|value| value.len()), Some(largest));
+        assert_eq!(
+            largest_one.and_then(|write| write.value).map(|value| value.len()),
+            Some(largest)
+        );
     }
 }
 

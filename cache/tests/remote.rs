@@ -592,9 +592,8 @@ async fn a_shared_answer_of_the_second_level_does_not_speak_for_the_source() {
     assert_eq!(third.await.unwrap().unwrap(), (Some(120), 120), "of the source");
     // A source that is behind is one.
     let behind = read(&one, 200, 120).await;
-    let wanted = |error: &LoadError| {
-        matches!(error, LoadError::Behind { wanted: 200, found: Some(120) })
-    };
+    let wanted =
+        |error: &LoadError| matches!(error, LoadError::Behind { wanted: 200, found: Some(120) });
     assert!(wanted(behind.as_ref().unwrap_err()), "{behind:?}");
 }
 

@@ -30,14 +30,15 @@ fn outside() -> impl Strategy<Value = (BusConfig, LevelConfig)> {
         prop_oneof![30 => millis, 3 => hours, 2 => extreme_durations()]
     };
     let pending = prop_oneof![1 => Just(0), 9 => 1..100_usize, 5 => Just(1_000_000)];
-    let bus =
-        (short(), short(), short(), pending).prop_map(|(heartbeat, more, outage, pending)| {
-            let mut config = BusConfig::default();
-            config.heartbeat = heartbeat;
-            config.timeout = heartbeat.saturating_mul(2).saturating_add(more);
-            (config.outage_ttl, config.max_pending) = (outage, pending);
-            config
-        });
+    let bus = (short(), short(), short(), short(), pending).prop_map(|times| {
+        let (heartbeat, more, outage, memory, pending) = times;
+        let mut config = BusConfig::default();
+        config.heartbeat = heartbeat;
+        config.timeout = heartbeat.saturating_mul(2).saturating_add(more);
+        (config.outage_ttl, config.max_pending) = (outage, pending);
+        config.peer_memory = memory;
+        config
+    });
     let times = (short(), short(), short(), short(), short(), any::<bool>());
     let level = times.prop_map(|(ttl, timeout, rest, lease_for, lease_wait, fails)| {
         let mut config = LevelConfig::default();

@@ -16,8 +16,9 @@ pub struct WriteBehindConfig {
     pub max_keys: usize,
     /// Bytes of their keys and values, as encoded for the journal, or as the closure of
     /// [`WriteBehind::in_memory`](crate::WriteBehind::in_memory) says. At the limit a write waits
-    /// until something has been flushed; an empty backlog takes a write of any size that the journal
-    /// takes, 1 MiB at most. At least 1. Default 64 MiB.
+    /// until something has been flushed; an empty backlog takes a write of any size that the
+    /// journal takes, 1 MiB at most. Writes that wait go on in no order: small ones that keep
+    /// coming may keep a large one waiting for as long as they do. At least 1. Default 64 MiB.
     pub max_bytes: u64,
     /// Writes in one call of the sink. At least 1. Default 256.
     pub max_batch: usize,

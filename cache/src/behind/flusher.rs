@@ -328,7 +328,8 @@ impl<K: Key, V: Value> Flusher<K, V> {
             let ends = bookings.iter().map(|(one, _)| (&one.key, one.sequence));
             self.shared.state.lock().release_point_without(ends)
         };
-        let change = Change { rejected: records, release: Some(release_point), ..Change::default() };
+        let change =
+            Change { rejected: records, release: Some(release_point), ..Change::default() };
         let (settling, outcome) = self.submit_bookings(change, &bookings).await;
         if let Err(error) = &outcome {
             let what = "rejected writes could not be moved";

@@ -71,8 +71,8 @@ pub(crate) trait WriteLog<K, V>: Send + Sync {
     fn encode_settled(&self, key: &K) -> Vec<u8>;
     /// Hands a change in without waiting. Changes are applied in the order of the calls. `done` is
     /// not called where this fails, as it does for a write that is so large that no record could
-    /// say that the sink has rejected it. A log that is done at once returns the call of `done`, for the
-    /// caller to make after its locks are released. `hold` ends after `done`.
+    /// say that the sink has rejected it. A log that is done at once returns the call of `done`,
+    /// for the caller to make after its locks are released. `hold` ends after `done`.
     #[must_use = "the completion, if there is one, is to be called without locks"]
     fn submit(
         &self,

@@ -41,8 +41,8 @@ const DIRTY_COUNTERS: usize = 16_384;
 /// [`Builder::write_behind`](crate::Builder::write_behind).
 ///
 /// A key's newest acknowledged value is what readers of the cache get until the sink has it; of
-/// several values of a key only the newest one is flushed. Values of one key are given to the sink in
-/// the order of their acknowledgements, one call after the other.
+/// several values of a key only the newest one is flushed. Values of one key are given to the sink
+/// in the order of their acknowledgements, one call after the other.
 ///
 /// # What a crash loses
 /// With [`in_memory`](Self::in_memory): everything that was acknowledged and not flushed. The loss
@@ -57,8 +57,8 @@ const DIRTY_COUNTERS: usize = 16_384;
 /// there meanwhile.
 ///
 /// # The sink must refuse what comes late
-/// A call that took too long is dropped, and may be carried out after the next one all the same: see
-/// [`Sink::write`](crate::Sink::write).
+/// A call that took too long is dropped, and may be carried out after the next one all the same:
+/// see [`Sink::write`](crate::Sink::write).
 pub struct WriteBehind<K: Key, V: Value> {
     pub(crate) shared: Arc<Shared<K, V>>,
 }
@@ -158,8 +158,8 @@ impl<K: Key, V: Value> fmt::Debug for WriteBehind<K, V> {
     }
 }
 
-/// How many keys are dirty, to be read without the lock of the backlog: in all, and by hash, so that
-/// the readers of other keys do not meet at that lock. Changed while it is held.
+/// How many keys are dirty, to be read without the lock of the backlog: in all, and by hash, so
+/// that the readers of other keys do not meet at that lock. Changed while it is held.
 struct DirtyKeys {
     all: AtomicUsize,
     by_hash: Box<[AtomicU32]>,

@@ -266,7 +266,8 @@ impl<K: Hash + Eq + Clone, V> Backlog<K, V> {
         let mut taken = Vec::new();
         let until = now.max(self.hurried);
         while taken.len() < max {
-            let first = |queue: &BTreeMap<(u64, u64), K>| queue.first_key_value().map(|(due, _)| *due);
+            let first =
+                |queue: &BTreeMap<(u64, u64), K>| queue.first_key_value().map(|(due, _)| *due);
             let fresh = first(&self.due).filter(|(at, _)| *at <= until);
             let failed = first(&self.retries).filter(|(at, _)| *at <= now);
             let queue = match (fresh, failed) {

@@ -143,8 +143,7 @@ impl Peers {
             self.peers.clear();
             self.silent = 0;
         }
-        let unheard =
-            || Peer { sequence: 0, heard_at: now, silent_after: None, is_silent: false };
+        let unheard = || Peer { sequence: 0, heard_at: now, silent_after: None, is_silent: false };
         let peer = self.peers.entry(origin).or_insert_with(unheard);
         let before = peer.sequence;
         peer.sequence = before.max(sequence);
@@ -341,7 +340,8 @@ mod tests {
                 }
             }
             for sender in &senders {
-                has_gap |= receiver.hear(0, &heartbeat(sender.origin(), sender.sequence(), 0)) == Heard::Gap;
+                has_gap |= receiver.hear(0, &heartbeat(sender.origin(), sender.sequence(), 0))
+                    == Heard::Gap;
             }
             prop_assert_eq!(has_gap, missing > 0);
             for message in late {

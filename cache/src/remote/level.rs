@@ -138,7 +138,8 @@ pub struct LevelConfig {
     /// lifetime. The bound on the age of a fresh value whatever fails, in the second level and in
     /// each process, which also keeps what it has loaded or written itself no longer. It may be
     /// above [`Config::ttl`](crate::Config::ttl), which then only says how long a process serves
-    /// its own copy before it asks again. [`Config::stale_if_error`](crate::Config::stale_if_error) and
+    /// its own copy before it asks again.
+    /// [`Config::stale_if_error`](crate::Config::stale_if_error) and
     /// [`Config::stale_while_revalidate`](crate::Config::stale_while_revalidate) come after it.
     /// 1 ms to 100 days. Default 1 hour.
     pub ttl: Duration,
