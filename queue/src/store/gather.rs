@@ -67,8 +67,8 @@ pub(super) struct Gather {
 
 #[derive(Default)]
 struct Inner {
-    /// In the order of their arrival. Invariant: empty unless `in_flight` is at least `COMMITS`. Bounded by
-    /// the writes that partitions may have on their way.
+    /// In the order of their arrival. Invariant: empty unless `in_flight` is at least `COMMITS`.
+    /// Bounded by the writes that partitions may have on their way.
     waiting: Vec<(Small, Done)>,
     /// Commits of small writes that are on their way, or stalled.
     in_flight: usize,
