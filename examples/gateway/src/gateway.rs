@@ -177,9 +177,9 @@ impl Gateway {
     }
 
     /// Moves to the configuration `text`, all of it or nothing. No open connection is dropped:
-    /// requests under way keep their backend, and pools whose settings stay keep their state. A pool
-    /// whose settings change is replaced; its backends keep their health. Of a listener that is not
-    /// in `text` any more, the system resets what has connected and was not accepted yet.
+    /// requests under way keep their backend, and pools whose settings stay keep their state. A
+    /// pool whose settings change is replaced; its backends keep their health. Of a listener that
+    /// is not in `text` any more, the system resets what has connected and was not accepted yet.
     ///
     /// # Errors
     /// A configuration that cannot be used; the old one goes on.

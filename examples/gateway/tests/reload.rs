@@ -269,8 +269,8 @@ async fn a_pool_follows_its_name_and_keeps_its_backends_when_lookups_fail() {
     assert!(error.to_string().contains("must be a DNS name"), "{error}");
 }
 
-/// The wait is dropped whenever something else happens in the loop of the process, such as the table
-/// of `--view`, also between the signal and the text of the file.
+/// The wait is dropped whenever something else happens in the loop of the process, such as the
+/// table of `--view`, also between the signal and the text of the file.
 #[tokio::test]
 async fn a_signal_is_not_lost_with_the_wait_that_took_it() {
     let folder = tempfile::tempdir().expect("a folder");

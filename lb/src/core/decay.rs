@@ -6,8 +6,8 @@ use crate::sync::AtomicU64;
 
 /// One tick of the stamp is 2^20 ns, about 1.05 ms.
 const TICK_SHIFT: u32 = 20;
-/// A time before the stamp by less than this, 69 s, is that of a late caller. Anything further apart
-/// is the time of a value that nobody has changed for ages.
+/// A time before the stamp by less than this, 69 s, is that of a late caller. Anything further
+/// apart is the time of a value that nobody has changed for ages.
 const LATE_TICKS: u32 = 1 << 16;
 
 /// A non-negative number that halves every half-life. The word holds the `f32` value in its upper

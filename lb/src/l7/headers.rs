@@ -36,8 +36,8 @@ const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host")
 const FORWARDED: [HeaderName; 4] =
     [X_FORWARDED_FOR, X_FORWARDED_PROTO, X_FORWARDED_HOST, header::FORWARDED];
 
-/// Whether a server that passes headers on as variables, as CGI, WSGI and Rack do, would take `name`
-/// for one of [`FORWARDED`]: `-` and `_` are the same to it.
+/// Whether a server that passes headers on as variables, as CGI, WSGI and Rack do, would take
+/// `name` for one of [`FORWARDED`]: `-` and `_` are the same to it.
 fn is_alias_of_forwarded(name: &HeaderName) -> bool {
     let name = name.as_str();
     name.contains('_')

@@ -169,8 +169,8 @@ impl Leased {
     }
 
     /// Takes `cost` units of the key, at least 1, or none: from the share if it has as many, else
-    /// what it has and the rest with the next share from the store. One caller at a time asks for a key; the store's
-    /// rejection holds for all until its time is over.
+    /// what it has and the rest with the next share from the store. One caller at a time asks for a
+    /// key; the store's rejection holds for all until its time is over.
     ///
     /// # Errors
     /// [`SharedError::Rejected`] if there are not as many; [`SharedError::Store`] if the share is

@@ -83,8 +83,8 @@ async fn what_the_quota_allows_is_not_lost_in_shares() {
     }
 }
 
-/// A request that costs more than is left of a share asks for the rest only: what is left was granted
-/// for it too.
+/// A request that costs more than is left of a share asks for the rest only: what is left was
+/// granted for it too.
 #[tokio::test(start_paused = true)]
 async fn what_is_left_of_a_share_is_spent_by_a_request_that_costs_more() {
     let (clock, counter) = store();

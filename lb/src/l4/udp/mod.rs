@@ -39,9 +39,10 @@ const ERROR_PAUSE: Duration = Duration::from_millis(10);
 
 /// Forwards UDP datagrams to endpoints that balancers choose.
 ///
-/// What one client address sends to one socket is a flow. A flow keeps its endpoint and has a socket of its own
-/// to it, so answers find their client. It ends when it is idle, when the endpoint answers with an
-/// ICMP error, which counts as a failure, or in favour of another flow at the limit.
+/// What one client address sends to one socket is a flow. A flow keeps its endpoint and has a
+/// socket of its own to it, so answers find their client. It ends when it is idle, when the
+/// endpoint answers with an ICMP error, which counts as a failure, or in favour of another flow at
+/// the limit.
 ///
 /// Cheap to clone; clones share everything. Each flow is a task of the runtime that calls
 /// [`serve`](UdpProxy::serve).

@@ -1,9 +1,9 @@
 //! Bounds how long a response of HTTP/2 waits for a client that grants no window.
 //!
-//! hyper takes a frame of the body and waits until the client's window has room for it. A client that
-//! keeps its connection alive and grants none would hold its connection, and with a response of a
-//! backend also the request, its endpoint and the connection to it. Each stream therefore runs in a
-//! task that resets it when hyper has not asked for more of the body for `body_timeout`.
+//! hyper takes a frame of the body and waits until the client's window has room for it. A client
+//! that keeps its connection alive and grants none would hold its connection, and with a response
+//! of a backend also the request, its endpoint and the connection to it. Each stream therefore runs
+//! in a task that resets it when hyper has not asked for more of the body for `body_timeout`.
 
 use std::future::poll_fn;
 use std::pin::pin;
