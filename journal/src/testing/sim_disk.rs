@@ -174,14 +174,38 @@ impl SimDisk {
         }
     }
 
-    /// Closes the journal in good order, so that all of it is known to be durable, and flips a
-    /// bit of it: then nothing may take the damage for a torn tail.
-    fn rot(&mut self, rng: &mut Rng) {
+    /// Flips a bit in each place where `bytes` stand: a record that nobody can read any more. To be
+    /// called while no journal is open. Returns whether there was such a place.
+    pub fn rot_record(&mut self, bytes: &[u8]) -> bool {
+        if bytes.is_empty() || !self.close() {
+            return false;
+        }
+        let mut is_struck = false;
+        for (name, content) in self.files.snapshot() {
+            let places = content.windows(bytes.len()).enumerate();
+            for (at, _) in places.filter(|(_, found)| *found == bytes) {
+                is_struck |= self.files.flip_bit(&name, at as u64 * 8);
+            }
+        }
+        if is_struck {
+            (self.ruin, self.is_absolved) = (Some(Ruin::Rotten), false);
+        }
+        is_struck
+    }
+
+    /// Closes the journal in good order, so that all of it is known to be durable: then nothing may
+    /// take damage for a torn tail. Returns whether that worked.
+    fn close(&self) -> bool {
         self.files.kill();
         let opened = Journal::open_with(self.files.mount(), self.config.clone());
         let is_closed = opened.is_ok_and(|journal| journal.close().is_ok());
         self.files.kill();
-        if !is_closed {
+        is_closed
+    }
+
+    /// Flips some bit of the journal.
+    fn rot(&mut self, rng: &mut Rng) {
+        if !self.close() {
             return;
         }
         let mut written = Vec::new();
