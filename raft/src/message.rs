@@ -192,6 +192,9 @@ pub struct AppendReject {
     pub hint_index: u64,
     /// The follower's term at `hint_index`. Source: Raft §5.3, the fast back-off.
     pub hint_term: u64,
+    /// The follower has found that its disk lost entries, also ones that it had acknowledged: it
+    /// wants them again, and votes for nobody meanwhile.
+    pub is_recovering: bool,
 }
 
 /// A leader's sign of life.

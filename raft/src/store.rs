@@ -35,6 +35,12 @@ pub trait LogStore: Send + Sync + 'static {
     /// Where any of it may be damaged the answer is [`Restored::damaged`], so that the node says
     /// so and stands still. Staged snapshots that never became current are gone.
     ///
+    /// A store that can tell that nothing but entries is damaged, and up to where the log reached,
+    /// may say so instead ([`Restored::set_lost`]), and the node is repaired by its peers. From
+    /// then on the log ends where it was readable to, writes go on there, and every restore up to
+    /// [`LogWrite::repaired`] says again how far it once reached. What is lost and covered by the
+    /// snapshot is not needed: the log may as well begin behind it.
+    ///
     /// All writes that were taken before count, and are durable when this returns: a group that is
     /// stopped and started again in one process may have left some under way, and whoever restores
     /// a vote repeats it without another write.
@@ -117,6 +123,10 @@ pub struct LogWrite {
     /// what it knew before it reaches a quorum. A store may leave it out, and need not sync a
     /// write that holds nothing else.
     pub commit: Option<u64>,
+    /// The log holds again what [`Restored::set_lost`](crate::core::Restored::set_lost) named, or
+    /// what was committed in its place. From then on it is an ordinary log. Never set for a store
+    /// that named nothing.
+    pub repaired: bool,
 }
 
 impl LogWrite {
@@ -139,6 +149,7 @@ impl LogWrite {
             && self.hard_state.is_none()
             && self.voters.is_none()
             && !self.condemned
+            && !self.repaired
     }
 }
 

@@ -151,6 +151,9 @@ pub struct Status {
     pub is_quiesced: bool,
     /// The index of a committed membership that leaves this node out, once it was told.
     pub removed: Option<u64>,
+    /// The disk has lost entries, and the log is being brought back from the other nodes, up to
+    /// this index or to an entry of a later term. Until then this node neither votes nor leads.
+    pub recovering: Option<u64>,
     /// Set once the node has stopped for good by a fault. One that has stopped, for whatever
     /// reason, shows [`Role::Follower`] and no leader.
     pub halted: Option<HaltReason>,

@@ -61,7 +61,7 @@ fn an_append_from_before_the_snapshot_deletes_nothing() {
         base: 5,
         entries: (6..=9).map(|index| entry(index, 3, "kept")).collect(),
         snapshot: Some(snapshot(5, 2)),
-        voters: None,
+        ..Disk::default()
     };
     let mut lab = Lab::with_disks(3, |_| {}, disk);
     for (prev, terms) in [((0, 0), vec![1; 3]), ((2, 1), vec![1, 2, 2]), ((3, 1), vec![2, 2, 3, 3])]
@@ -394,7 +394,14 @@ fn an_overtaken_refusal_is_no_loss() {
     let follower = lab.core(1).followers().find(|follower| follower.id == 3).unwrap();
     assert_eq!((lab.status(3).last, follower.matched), (4, 4));
     let (term, session) = (1, session.unwrap());
-    let reject = AppendReject { term, session, prev_index: 4, hint_index: 1, hint_term: 1 };
+    let reject = AppendReject {
+        term,
+        session,
+        prev_index: 4,
+        hint_index: 1,
+        hint_term: 1,
+        is_recovering: false,
+    };
     (0..3).for_each(|_| lab.send(3, 1, Message::AppendReject(reject)));
     let follower = lab.core(1).followers().find(|follower| follower.id == 3).unwrap();
     assert_eq!(follower.state, FollowerState::Probing, "it is asked once more");

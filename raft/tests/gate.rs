@@ -53,6 +53,7 @@ fn hostile_messages() -> Vec<Message> {
         prev_index: u64::MAX,
         hint_index: u64::MAX,
         hint_term: u64::MAX,
+        is_recovering: true,
     };
     let reply = ReadReply { term: 1, nonce: 1, context: 1, index: Some(u64::MAX) };
     vec![
@@ -226,7 +227,7 @@ fn the_ends_of_the_ranges_are_reached_without_a_panic() {
                 base: index,
                 entries: Vec::new(),
                 snapshot: Some(snapshot(index, 5)),
-                voters: None,
+                ..Disk::default()
             },
         );
         lab.run(5000 * MS);

@@ -104,6 +104,7 @@ impl Player {
                 None => lab.deliver(|_| true),
                 Some(_) => lab.deliver(link(&words)),
             }),
+            "lose-entry" => lab.lose(number(first), number(words.get(2))),
             "lose" => drop(lab.take(link(&words))),
             "settle" => lab.settle(),
             "slow-disk" => lab.node_mut(number(first)).fast_disk = false,
@@ -142,16 +143,17 @@ impl Player {
                 Some(core) => {
                     let s = core.status();
                     let leader = s.leader.map_or("-".to_owned(), |id| id.to_string());
+                    let log = format!("log {}..={}", s.first, s.last);
                     format!(
-                        "{} term {} leader {leader} log {}..={} durable {} commit {} applied {}{}",
+                        "{} term {} leader {leader} {log} durable {} commit {} applied {}{}{}",
                         s.role,
                         s.term,
-                        s.first,
-                        s.last,
                         s.durable,
                         s.commit,
                         s.applied,
                         if writes > 0 { " writing" } else { "" },
+                        s.recovering
+                            .map_or(String::new(), |until| format!(" recovering to {until}")),
                     )
                 }
             };

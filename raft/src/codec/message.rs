@@ -119,7 +119,10 @@ impl Pieces {
             }
             Message::AppendReject(m) => {
                 let fields = [m.term, m.session, m.prev_index, m.hint_index, m.hint_term];
-                put(out, 7, group, &fields, 0);
+                put(out, 7, group, &fields, usize::from(m.is_recovering));
+                if m.is_recovering {
+                    out.put_u8(1);
+                }
             }
             Message::Heartbeat(m) => put(out, 8, group, &[m.term, m.round, m.commit], 0),
             Message::HeartbeatReply(m) => put(out, 9, group, &[m.term, m.round, m.received], 0),
@@ -299,6 +302,8 @@ fn append_reject(fields: &mut Reader, term: u64) -> Result<AppendReject, DecodeE
         prev_index: fields.u64()?,
         hint_index: fields.u64()?,
         hint_term: fields.u64()?,
+        // Earlier versions end here.
+        is_recovering: fields.u8().is_ok_and(|flag| flag == 1),
     })
 }
 

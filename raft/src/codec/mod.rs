@@ -19,7 +19,7 @@
 //! | 2, 4 | `PreVoteReply`, `VoteReply` | granted u8 (0, 1) |
 //! | 5 | `Append` | session u64, prev_index u64, prev_term u64, commit u64, probe u8 (0, 1), reserved u8, length of an entry head u16, count u32 |
 //! | 6 | `AppendAck` | session u64, matched u64, received u64 |
-//! | 7 | `AppendReject` | session u64, prev_index u64, hint_index u64, hint_term u64 |
+//! | 7 | `AppendReject` | session u64, prev_index u64, hint_index u64, hint_term u64, is_recovering u8 (1; left out where it is 0) |
 //! | 8 | `Heartbeat` | round u64, commit u64 |
 //! | 9 | `HeartbeatReply` | round u64, received u64 |
 //! | 10 | `Stale` | none |

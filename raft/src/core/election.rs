@@ -251,7 +251,8 @@ impl Core {
     }
 
     pub(super) fn on_pre_vote(&mut self, from: u64, question: VoteRequest) {
-        let granted = question.term > self.term && !self.is_led() && self.is_up_to_date(&question);
+        let is_free = question.term > self.term && !self.is_led() && !self.is_recovering();
+        let granted = is_free && self.is_up_to_date(&question);
         let term = if granted { question.term } else { self.term };
         // It promises nothing, so it does not wait for a write.
         let message = Message::PreVoteReply(VoteReply { term, granted });
@@ -305,7 +306,7 @@ impl Core {
             self.become_follower(question.term, None);
             self.candidacies = self.candidacies.saturating_add(1);
         }
-        let free = self.vote.is_none_or(|to| to == from);
+        let free = self.vote.is_none_or(|to| to == from) && !self.is_recovering();
         let is_follower = matches!(self.role, RoleState::Follower);
         let granted = is_follower && free && self.is_up_to_date(&question);
         if granted {

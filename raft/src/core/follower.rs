@@ -118,7 +118,9 @@ impl Core {
     /// The leader says that this node has acknowledged an entry which its log lacks. Then its votes
     /// may be gone too, so it must neither vote nor be counted.
     fn on_log_lost(&mut self, from: u64, lost: LogLost) {
-        if !self.hear_leader(from) || lost.matched < self.log.base() {
+        // Whoever is being repaired knows, and its leader will.
+        let is_known = self.is_recovering() || lost.matched < self.log.base();
+        if !self.hear_leader(from) || is_known {
             return;
         }
         if self.log.term_at(lost.matched) != Some(lost.matched_term) {
@@ -167,6 +169,7 @@ impl Core {
             prev_index: head.prev_index,
             hint_index,
             hint_term: self.log.term_at(hint_index).unwrap_or(0),
+            is_recovering: self.is_recovering(),
         };
         self.send(from, Message::AppendReject(reject));
     }

@@ -360,4 +360,6 @@ pub struct Persist {
     pub hard_state: Option<HardState>,
     /// The voters of the group, with the first hard state of a log that knows none.
     pub voters: Option<Vec<u64>>,
+    /// The log holds again what the store said to be lost.
+    pub repaired: bool,
 }

@@ -135,6 +135,7 @@ impl Core {
 
     /// Whether this node may ask for votes.
     pub(super) fn may_campaign(&self) -> bool {
-        self.removed.is_none() && self.members.may_vote(self.config.id)
+        let may_vote = self.removed.is_none() && self.members.may_vote(self.config.id);
+        may_vote && !self.is_recovering()
     }
 }

@@ -25,6 +25,7 @@ mod peer;
 mod quiesce;
 mod quiescence;
 mod read;
+mod repair;
 mod replicate;
 mod restore;
 mod rng;
@@ -44,6 +45,7 @@ use self::leader::Leader;
 use self::log::Log;
 use self::quiescence::Quiescence;
 use self::read::Forwarded;
+use self::restore::Debt;
 use self::rng::Rng;
 use self::roster::Roster;
 use self::storage::Storage;
@@ -158,6 +160,8 @@ pub struct Core {
     /// Equal to the log of this term's leader up to here; at least `commit`.
     verified: u64,
     ack: Ack,
+    /// What the disk has lost, until the log holds it again.
+    debt: Option<Debt>,
 
     /// Boxed, as all that most of ten thousand groups do not have.
     snapshot: Option<Box<SnapshotMeta>>,
@@ -230,6 +234,7 @@ impl Core {
             applied: 0,
             verified: start.commit,
             ack: Ack::default(),
+            debt: start.debt,
             snapshot: start.snapshot.map(Box::new),
             installing: None,
             taking_snapshot: false,
@@ -243,7 +248,9 @@ impl Core {
             dirty: true,
             config,
         };
-        if damaged {
+        // A sole voter has nobody to be repaired from, unless its log lacks who was added.
+        let is_alone = core.roster.is_sole_voter() && !core.config.dynamic;
+        if damaged || (core.is_recovering() && is_alone) {
             core.halt(HaltReason::Damaged);
         } else {
             if let Some(meta) = core.snapshot().cloned() {
@@ -384,6 +391,7 @@ impl Core {
             is_joint: self.members.effective().is_joint(),
             is_quiesced: self.quiescence.quiesced,
             removed: self.removed.map(|removal| removal.index),
+            recovering: self.debt.map(|debt| debt.until),
             halted: self.halted,
         }
     }
@@ -433,6 +441,7 @@ impl Core {
         self.advance_leader_commit();
         self.advance_change();
         self.advance_transfer();
+        self.advance_repair();
         self.flush_persist();
         self.flush_reads();
         self.flush_replication();

@@ -33,7 +33,8 @@ pub(super) struct Peer {
     /// When entries were last sent to it while they flow.
     pub(super) sent_at: u64,
     /// Durable at the follower and equal to the leader's log. Invariant: never falls while this
-    /// node leads, at most the leader's last index.
+    /// node leads, unless the follower says that its disk lost entries; at most the leader's last
+    /// index.
     pub(super) matched: u64,
     /// The term of that entry, also after our log has released it.
     pub(super) matched_term: u64,
@@ -112,6 +113,11 @@ impl Peer {
         self.fetch = None;
         self.inflight.clear();
         self.inflight_bytes = 0;
+    }
+
+    /// Its disk has lost entries: what it had acknowledged counts for nothing any more.
+    pub(super) fn forget(&mut self) {
+        (self.matched, self.matched_term, self.lost) = (0, 0, false);
     }
 
     /// A transfer begins, of a snapshot that covers `index`.

@@ -202,7 +202,9 @@ impl Core {
         if !current || matches!(peer.flow, Flow::Snapshot { .. }) {
             return;
         }
-        if reject.prev_index <= peer.matched {
+        if reject.is_recovering {
+            peer.forget();
+        } else if reject.prev_index <= peer.matched {
             self.on_refused_below_matched(from, reject.prev_index);
             return;
         }

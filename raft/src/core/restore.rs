@@ -12,6 +12,15 @@ use crate::types::{Entry, EntryKind, HardState, MAX_INDEX, MAX_TERM, SnapshotMet
 /// The most weight of restored entries that stays in memory, in bytes.
 const WINDOW_BYTES: u64 = 16 << 20;
 
+/// What a node has acknowledged, as far as it knows, and may not hold any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Debt {
+    /// The last entry that the log has held.
+    pub(super) until: u64,
+    /// No entry up to there is of a later term.
+    pub(super) term: u64,
+}
+
 /// What a store gives back at the start: the hard state, the current snapshot and the log,
 /// entry by entry. The core keeps the terms of all and the bytes of the latest.
 ///
@@ -36,6 +45,8 @@ pub struct Restored {
     pub(super) commit: u64,
     /// The voters under which the log was begun, in any order; `None`: not recorded.
     pub(super) voters: Option<Vec<u64>>,
+    /// What the log has held and may not hold any more.
+    pub(super) debt: Option<Debt>,
     /// The memberships that the log holds, with their indexes, ascending.
     members: Vec<(u64, Membership)>,
 }
@@ -52,7 +63,16 @@ impl Restored {
         // Beyond the range nothing can follow; `start` refuses it.
         let base = first.saturating_sub(1).min(MAX_INDEX + 1);
         let log = Some(Log::new(base, 0));
-        Self { hard_state, snapshot, log, first, commit: 0, voters: None, members: Vec::new() }
+        Self {
+            hard_state,
+            snapshot,
+            log,
+            first,
+            commit: 0,
+            voters: None,
+            debt: None,
+            members: Vec::new(),
+        }
     }
 
     /// A node whose log, vote or snapshot may be damaged. Its core starts halted: it neither
@@ -82,6 +102,22 @@ impl Restored {
     /// The voters under which the log was begun, where they are recorded.
     pub fn voters(&self) -> Option<&[u64]> {
         self.voters.as_deref()
+    }
+
+    /// Entries are lost: the log held some up to `until`, none of them of a later term than `term`,
+    /// and those behind the ones that are [pushed](Self::push) cannot be read, or not all of them.
+    /// The core then has them sent again by its peers, and neither votes nor leads until
+    /// [`LogWrite::repaired`](crate::LogWrite) says that they are there. The store goes on behind
+    /// what was pushed, and says the same at each start up to then: what that entails stands at
+    /// [`LogStore::restore`](crate::LogStore::restore).
+    pub fn set_lost(&mut self, until: u64, term: u64) {
+        self.debt = Some(Debt { until, term });
+    }
+
+    /// The index up to which the log reached before entries of it were lost, until they are there
+    /// again.
+    pub fn lost_until(&self) -> Option<u64> {
+        self.debt.map(|debt| debt.until)
     }
 
     /// Whether the core that starts from it will halt.
@@ -151,6 +187,7 @@ pub(super) struct Start {
     pub(super) storage: Storage,
     /// Committed, and in the log or the snapshot.
     pub(super) commit: u64,
+    pub(super) debt: Option<Debt>,
     pub(super) members: Members,
 }
 
@@ -211,7 +248,7 @@ impl Restored {
         let (covered, term) = self.snapshot.as_ref().map_or((0, 0), |meta| (meta.index, meta.term));
         let last = self.log.as_ref().map_or(0, Log::last);
         let members = self.members(gate, covered, last);
-        let Self { hard_state, snapshot, log, first, commit, .. } = self;
+        let Self { hard_state, snapshot, log, first, commit, debt, .. } = self;
         let Some(mut log) = log else {
             return Ok(Start {
                 hard_state,
@@ -219,6 +256,7 @@ impl Restored {
                 log: Log::new(0, 0),
                 storage: Storage::new(0, None),
                 commit: 0,
+                debt: None,
                 members,
             });
         };
@@ -241,7 +279,8 @@ impl Restored {
             let log = Log::new(covered, term);
             let base = snapshot.as_ref().map(|meta| meta.members.clone()).unwrap_or_default();
             let members = Members::new(covered, base);
-            return Ok(Start { hard_state, snapshot, log, storage, commit: covered, members });
+            let commit = covered;
+            return Ok(Start { hard_state, snapshot, log, storage, commit, debt, members });
         }
         if log.base() < covered && log.base() > 0 {
             // Nobody knows the term before the first entry. The snapshot covers that entry, so
@@ -250,6 +289,6 @@ impl Restored {
         }
         let storage = Storage::new(log.last(), owed);
         let commit = commit.min(log.last()).max(covered);
-        Ok(Start { hard_state, snapshot, log, storage, commit, members })
+        Ok(Start { hard_state, snapshot, log, storage, commit, debt, members })
     }
 }

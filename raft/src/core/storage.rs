@@ -33,6 +33,7 @@ pub(super) struct Storage {
     truncate_from: Option<u64>,
     release: Option<u64>,
     snapshot: Option<Box<SnapshotMeta>>,
+    repaired: bool,
 }
 
 impl Storage {
@@ -53,6 +54,7 @@ impl Storage {
             truncate_from: None,
             release: None,
             snapshot: None,
+            repaired: false,
         }
     }
 
@@ -67,11 +69,21 @@ impl Storage {
 
     /// Whether nothing is being written or has to be.
     pub(super) fn is_idle(&self) -> bool {
-        self.writes.is_empty()
-            && self.hard.is_none()
+        self.writes.is_empty() && self.has_only_entries()
+    }
+
+    /// Whether nothing but entries is to be written.
+    fn has_only_entries(&self) -> bool {
+        self.hard.is_none()
             && self.truncate_from.is_none()
             && self.release.is_none()
             && self.snapshot.is_none()
+            && !self.repaired
+    }
+
+    /// All that was lost is durable again.
+    pub(super) fn repaired(&mut self) {
+        self.repaired = true;
     }
 
     pub(super) fn writes(&self) -> usize {
@@ -151,12 +163,7 @@ impl Storage {
     pub(super) fn next_write(&mut self, log: &Log, now: u64, max_bytes: u64) -> Option<Persist> {
         let first = self.submitted + 1;
         let range = first..log.batch_end(first, u64::MAX, max_bytes);
-        let nothing = range.is_empty()
-            && self.hard.is_none()
-            && self.truncate_from.is_none()
-            && self.release.is_none()
-            && self.snapshot.is_none();
-        if nothing {
+        if range.is_empty() && self.has_only_entries() {
             return None;
         }
         let id = self.next_id;
@@ -179,6 +186,7 @@ impl Storage {
             range,
             hard_state,
             voters,
+            repaired: std::mem::take(&mut self.repaired),
         })
     }
 

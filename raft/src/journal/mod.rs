@@ -5,18 +5,26 @@
 //! | log | position | record |
 //! |---|---|---|
 //! | `raft.log`/group | index of the entry | an entry, see [`codec`] |
+//! | `raft.log.GROUP`/number | index of the entry | the same, once the log before it had lost some |
 //! | `raft.state`/group | the last one counts | identity, hard state, current snapshot |
 //! | `raft.snapshot.GROUP`/number | 0 | name of the snapshot |
 //! | | 1 and on | its chunks |
 //! | | the last | its end: all of it was written |
 //!
-//! A state record, version 1, all integers little-endian:
+//! The log of entries has the number 0, and is then `raft.log`, or another one, by the state
+//! record. When it is found to have lost entries, the next number is begun with what lies before
+//! them. The damaged one stays as it is while that goes on with what the peers send, and goes with
+//! the state record that says that all is there. So whatever ends a repair, the next start knows by
+//! the damaged log how far the node had come, and nothing has been thrown away for what had not
+//! arrived.
+//!
+//! A state record, all integers little-endian:
 //!
 //! | offset | type | field |
 //! |---|---|---|
-//! | 0 | u8 | version, 1 |
-//! | 1 | u8 | bits: 1 there is a vote, 2 a snapshot, 4 the log is condemned, 8 it has been begun |
-//! | 2 | u16 | length without the voters, 112; what a reader does not know at its end is skipped |
+//! | 0 | u8 | version: 1 while there has only been the log 0, else 2 |
+//! | 1 | u8 | bits: 1 there is a vote, 2 a snapshot, 4 the log is condemned, 8 it has been begun, 16 it is damaged and the next one is written |
+//! | 2 | u16 | length without the voters, 112, or 120 in version 2; what a reader does not know at its end is skipped |
 //! | 4 | u32 | number of voters at the end; 0 until the first hard state, and where the node joined |
 //! | 8 | u128 | cluster |
 //! | 24 | u64 | node |
@@ -25,8 +33,9 @@
 //! | 56 | u64, u64 | snapshot: index, term |
 //! | 72 | u64, u64, u64 | snapshot: identity, number of its log, number of its chunks |
 //! | 96 | u64 | the last index known to be committed, or an earlier one; 0 when none was |
-//! | 104 | u64 | reserved: written as 0, not looked at |
-//! | 112 | u64 each | the voters under which the log was begun |
+//! | 104 | u64 | number of the log of entries; version 1: written as 0, not looked at |
+//! | 112 | u64 | version 2: no entry that is lost is of a later term; 0 when none is |
+//! | | u64 each | the voters under which the log was begun |
 //!
 //! The name record of a snapshot is its identity (u64) and then the snapshot as in
 //! [`codec`]; the end record is the number of its chunks (u64) and their length in bytes (u64).
@@ -141,7 +150,6 @@ pub struct JournalStore {
 
 #[derive(Debug)]
 struct Inner {
-    entries: Log,
     /// `None`: the state cannot be read, so nothing here can be trusted.
     sound: bool,
     pipeline: Arc<Pipeline>,
@@ -181,42 +189,52 @@ impl JournalStore {
     /// # Errors
     /// [`OpenError::Absent`] when there is no data, [`OpenError::WrongNode`] when it belongs to
     /// another node; the other variants where the journal fails. Damaged data is no error here:
-    /// the node that starts with it says so and halts.
+    /// the node that starts with it says so, and is repaired by its peers or halts.
     pub fn open(journal: &Journal, identity: Identity) -> Result<Self, OpenError> {
         let logs = Logs::find(journal, identity)?;
         if logs.are_new() {
             return Err(OpenError::Absent { wanted: identity });
         }
-        let state = if logs.intact { state::read(&logs.state, identity)? } else { None };
+        let is_intact = logs.state.health() == Health::Intact;
+        let state = if is_intact { state::read(&logs.state, identity)? } else { None };
         let sound = state.is_some();
         let state = state.unwrap_or_else(|| State::new(identity));
-        let snapshots = Snapshots::open(journal, identity.group, state.snapshot, sound)?;
-        let Logs { entries, state: log, .. } = logs;
-        let pipeline = Pipeline::new(journal.clone(), entries.clone(), log, state);
-        Ok(Self { inner: Arc::new(Inner { entries, sound, pipeline, snapshots }) })
+        let group = identity.group;
+        let snapshots = Snapshots::open(journal, group, state.snapshot, sound)?;
+        let entries = entries_log(journal, group, state.written_log())?;
+        let damaged =
+            state.repairing.map(|_| entries_log(journal, group, state.log)).transpose()?;
+        let pipeline = Pipeline::new(journal.clone(), entries, damaged, logs.state, state);
+        Ok(Self { inner: Arc::new(Inner { sound, pipeline, snapshots }) })
     }
 }
 
-/// The two logs that every group has.
+/// The log of entries with this number.
+fn entries_log(journal: &Journal, group: u64, number: u64) -> Result<Log, voussoir_journal::Error> {
+    match number {
+        0 => journal.log("raft.log", group),
+        number => journal.log(&format!("raft.log.{group}"), number),
+    }
+}
+
+/// The two logs that every group has at first.
 struct Logs {
     entries: Log,
     state: Log,
-    /// Neither is damaged, as far as the journal knows.
-    intact: bool,
 }
 
 impl Logs {
     fn find(journal: &Journal, identity: Identity) -> Result<Self, OpenError> {
-        let entries = journal.log("raft.log", identity.group)?;
+        let entries = entries_log(journal, identity.group, 0)?;
         let state = journal.log("raft.state", identity.group)?;
-        let intact = [&entries, &state].iter().all(|log| log.health() == Health::Intact);
-        Ok(Self { entries, state, intact })
+        Ok(Self { entries, state })
     }
 
     /// Whether nothing was ever written to either. Damage elsewhere in the journal may hide what
     /// was, and then the answer is no.
     fn are_new(&self) -> bool {
-        self.intact && !self.entries.exists() && !self.state.exists()
+        let is_new = |log: &Log| log.health() == Health::Intact && !log.exists();
+        is_new(&self.entries) && is_new(&self.state)
     }
 }
 
@@ -243,18 +261,20 @@ impl JournalStore {
 
 impl Inner {
     fn restore(&self) -> Result<Restored, StoreError> {
+        let (entries, before) = (self.pipeline.entries(), self.pipeline.damaged());
         let damaged = |what: &str| {
-            tracing::error!(target: "voussoir::raft", log = %self.entries.name(), what, "damaged");
+            tracing::error!(target: "voussoir::raft", log = %entries.name(), what, "damaged");
             Ok(Restored::damaged())
         };
-        if !self.sound || self.entries.health() != Health::Intact {
+        let is_suspect = |log: &Log| log.health() == Health::Suspect;
+        if !self.sound || is_suspect(&entries) || before.as_ref().is_some_and(is_suspect) {
             return damaged("the log or the state");
         }
         let stored = self.pipeline.stored();
         if stored.condemned {
             return damaged("the log had lost entries, or held others than were committed");
         }
-        let State { hard_state, snapshot: current, commit, voters, .. } = stored;
+        let State { hard_state, snapshot: current, commit, voters, repairing, .. } = stored;
         let meta = match current {
             None => None,
             Some(current) => match self.snapshots.current_meta(current) {
@@ -262,35 +282,48 @@ impl Inner {
                 None => return damaged("the snapshot"),
             },
         };
-        let Range { start, end } = self.entries.bounds();
-        let mut restored = Restored::new(hard_state, meta, start);
-        restored.set_commit(commit);
-        if let Some(voters) = voters {
-            restored.set_voters(voters);
-        }
-        let mut next = start;
-        while next < end {
-            let Ok(records) = self.entries.read_range(next..end, RESTORE_BYTES) else {
-                return damaged("an entry cannot be read");
-            };
-            for record in records {
-                let entry = codec::decode_entry(record);
-                let Some(entry) = entry.ok().filter(|entry| entry.index == next) else {
-                    return damaged("an entry cannot be understood");
-                };
-                if restored.push(entry).is_err() {
-                    return damaged("the terms fall");
-                }
-                next += 1;
+        let covered = meta.as_ref().map_or(0, |meta| meta.index);
+        let begin = |first| {
+            let mut restored = Restored::new(hard_state, meta.clone(), first);
+            restored.set_commit(commit);
+            if let Some(voters) = voters.clone() {
+                restored.set_voters(voters);
             }
+            restored
+        };
+        let Range { start, end } = entries.bounds();
+        let (mut restored, readable) = match load(&entries, covered, begin) {
+            Ok(loaded) => loaded,
+            Err(what) => return damaged(what),
+        };
+        let is_whole = readable.end == end;
+        if is_whole && readable.start > start {
+            self.pipeline.begin_at(readable.start)?;
         }
+        let (before, term) = match (before, repairing) {
+            (Some(before), Some(term)) if is_whole => (before, term),
+            (Some(_), _) => return damaged("an entry, while others were brought back"),
+            (None, _) if is_whole => return Ok(restored),
+            (None, _) => {
+                // Terms never fall along a log, and no entry is of a later one than the node is in.
+                let last = entries.read(end - 1).ok();
+                let last = last.and_then(|record| codec::decode_entry(record).ok());
+                let term = last.map_or(hard_state.term, |entry| entry.term);
+                self.pipeline.begin_repair(readable.clone(), term)?;
+                (entries, term)
+            }
+        };
+        let last = before.end().saturating_sub(1);
+        restored.set_lost(last, term);
+        let (log, first) = (before.name(), readable.end);
+        tracing::warn!(target: "voussoir::raft", %log, first, last, "entries are lost");
         Ok(restored)
     }
 
     fn read(&self, range: Range<u64>, max_bytes: u64) -> Result<Vec<Entry>, ReadFailed> {
         let max_bytes = usize::try_from(max_bytes).unwrap_or(usize::MAX);
         let first = range.start;
-        let records = self.entries.read_range(range, max_bytes).map_err(read_failed)?;
+        let records = self.pipeline.entries().read_range(range, max_bytes).map_err(read_failed)?;
         if records.is_empty() {
             return Err(ReadFailed::Absent);
         }
@@ -303,6 +336,38 @@ impl Inner {
         };
         (first..).zip(records).map(entry).collect::<Result<_, _>>().map_err(ReadFailed::Damaged)
     }
+}
+
+/// The entries of a log up to the first that cannot be read, and which those are. What is covered
+/// by the snapshot is not needed: where that cannot be read, the log begins behind it.
+fn load(
+    log: &Log,
+    covered: u64,
+    begin: impl Fn(u64) -> Restored,
+) -> Result<(Restored, Range<u64>), &'static str> {
+    let Range { start, end } = log.bounds();
+    let (mut first, mut next) = (start, start);
+    let mut restored = begin(first);
+    while next < end {
+        let records = match log.read_range(next..end, RESTORE_BYTES) {
+            Ok(records) => records,
+            Err(_) if next <= covered => {
+                next += 1;
+                first = next;
+                restored = begin(first);
+                continue;
+            }
+            Err(_) => break,
+        };
+        for record in records {
+            let entry = codec::decode_entry(record).ok().filter(|entry| entry.index == next);
+            restored
+                .push(entry.ok_or("an entry cannot be understood")?)
+                .map_err(|_| "the terms fall")?;
+            next += 1;
+        }
+    }
+    Ok((restored, first..next))
 }
 
 #[async_trait]

@@ -1,13 +1,14 @@
 //! Writes on their way to the journal, in order.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 use voussoir_journal::{Batch, Commit, Durability, Error, Journal, Log, Rejected};
 
 use super::state::State;
-use super::{Current, store_error};
+use super::{Current, entries_log, store_error};
 use crate::codec;
 use crate::store::{Completion, LogWrite, StoreError};
 use crate::types::Entry;
@@ -24,7 +25,6 @@ const BATCH_BYTES: usize = 256 << 10;
 #[derive(Debug)]
 pub(super) struct Pipeline {
     journal: Journal,
-    entries: Log,
     state: Log,
     queue: Mutex<Queue>,
 }
@@ -35,6 +35,10 @@ struct Queue {
     stored: State,
     /// Position of the next state record.
     state_end: u64,
+    /// Where entries are written.
+    entries: Log,
+    /// The one before, which has lost some, while they are being brought back.
+    damaged: Option<Log>,
     /// Bounds of the log of entries, as the last write leaves them.
     first: u64,
     end: u64,
@@ -79,19 +83,79 @@ pub(super) fn begin(
 }
 
 impl Pipeline {
-    pub(super) fn new(journal: Journal, entries: Log, state: Log, stored: State) -> Arc<Self> {
+    pub(super) fn new(
+        journal: Journal,
+        entries: Log,
+        damaged: Option<Log>,
+        state: Log,
+        stored: State,
+    ) -> Arc<Self> {
         let queue = Queue {
             stored,
+            damaged,
             state_end: state.end(),
             first: entries.first(),
             end: entries.end(),
+            entries,
             backlog: VecDeque::new(),
             flying: VecDeque::new(),
             landed: 0,
             in_order: true,
             failed: None,
         };
-        Arc::new(Self { journal, entries, state, queue: Mutex::new(queue) })
+        Arc::new(Self { journal, state, queue: Mutex::new(queue) })
+    }
+
+    /// The log that entries are written to.
+    pub(super) fn entries(&self) -> Log {
+        self.queue.lock().entries.clone()
+    }
+
+    /// The log that has lost entries, while they are being brought back.
+    pub(super) fn damaged(&self) -> Option<Log> {
+        self.queue.lock().damaged.clone()
+    }
+
+    /// The log begins at `first`: what lies before is lost and not needed. Nothing is under way.
+    pub(super) fn begin_at(&self, first: u64) -> Result<(), StoreError> {
+        let release = Commit::new().release(&self.entries(), first);
+        self.journal.commit_blocking(release).map_err(store_error)?;
+        self.queue.lock().first = first;
+        Ok(())
+    }
+
+    /// Goes on in a new log, which begins with `range` of the present one. That one stays as it is
+    /// until the new one has all of it. No entry that is lost is of a later term than `term`.
+    /// Nothing is under way.
+    pub(super) fn begin_repair(&self, range: Range<u64>, term: u64) -> Result<(), StoreError> {
+        let (damaged, mut stored, state_end) = {
+            let queue = self.queue.lock();
+            (queue.entries.clone(), queue.stored.clone(), queue.state_end)
+        };
+        stored.repairing = Some(term);
+        let group = stored.identity.group;
+        let log = entries_log(&self.journal, group, stored.written_log()).map_err(store_error)?;
+        let commit = |commit| self.journal.commit_blocking(commit).map(drop).map_err(store_error);
+        // What an attempt has left that a crash ended.
+        commit(Commit::new().delete(&log))?;
+        commit(Commit::new().release(&log, range.start).durability(Durability::Written))?;
+        // Half of the limit leaves room for what a commit takes around its records.
+        let bytes = usize::try_from(self.journal.max_commit_bytes() / 2).unwrap_or(usize::MAX);
+        let mut next = range.start;
+        while next < range.end {
+            let records = damaged.read_range(next..range.end, bytes.min(BATCH_BYTES));
+            let records = records.map_err(|error| StoreError::Failed(Arc::new(error)))?;
+            next += records.len() as u64;
+            commit(Commit::new().append(&log, records).durability(Durability::Written))?;
+        }
+        // Its sync covers the writes before it.
+        let begins = Commit::new().append(&self.state, [stored.encode()]);
+        commit(begins.release(&self.state, state_end))?;
+        let mut queue = self.queue.lock();
+        (queue.first, queue.end) = (log.first(), log.end());
+        (queue.entries, queue.damaged) = (log, Some(damaged));
+        (queue.stored, queue.state_end) = (stored, state_end + 1);
+        Ok(())
     }
 
     /// The state as the last write leaves it.
@@ -127,7 +191,7 @@ impl Pipeline {
         adopts: Option<Current>,
         done: Completion,
     ) {
-        let batches = batches(&self.entries, &write.entries);
+        let batches = batches(&self.state, &write.entries);
         let told = {
             let mut queue = self.queue.lock();
             match self.plan(&mut queue, &write, adopts, batches, done) {
@@ -165,11 +229,11 @@ impl Pipeline {
         if let Some(from) = write.truncate_from.map(|from| from.max(queue.first))
             && from < queue.end
         {
-            (commit, touches_entries) = (commit.truncate(&self.entries, from), true);
+            (commit, touches_entries) = (commit.truncate(&queue.entries, from), true);
             queue.end = from;
         }
         if let Some(upto) = write.release.filter(|upto| *upto > queue.first) {
-            (commit, touches_entries) = (commit.release(&self.entries, upto), true);
+            (commit, touches_entries) = (commit.release(&queue.entries, upto), true);
             queue.first = upto;
             queue.end = queue.end.max(upto);
         }
@@ -182,8 +246,14 @@ impl Pipeline {
             return Err(vec![(done, Err(error))]);
         }
         queue.end += write.entries.len() as u64;
+        let replaced = queue.damaged.take_if(|_| write.repaired);
+        if let Some(damaged) = &replaced {
+            commit = commit.delete(damaged).frees_space();
+            queue.stored.log = queue.stored.written_log();
+            queue.stored.repairing = None;
+        }
         let states = write.hard_state.is_some() || write.voters.is_some() || write.commit.is_some();
-        if adopts.is_some() || states || write.condemned {
+        if adopts.is_some() || states || write.condemned || replaced.is_some() {
             let stored = &mut queue.stored;
             stored.commit = write.commit.unwrap_or(stored.commit);
             stored.condemned |= write.condemned;
@@ -200,7 +270,7 @@ impl Pipeline {
         let mut batches = batches.into_iter().peekable();
         loop {
             if let Some(batch) = batches.next() {
-                (commit, touches_entries) = (commit.append_batch(&self.entries, batch), true);
+                (commit, touches_entries) = (commit.append_batch(&queue.entries, batch), true);
             }
             let done = if batches.peek().is_none() { done.take() } else { None };
             let last = done.is_some();
@@ -318,7 +388,7 @@ fn tell(told: Told) {
     }
 }
 
-/// Entries as batches of the journal.
+/// Entries as batches of the journal that `log` is in.
 fn batches(log: &Log, entries: &[Entry]) -> Vec<Batch> {
     let mut batches = Vec::new();
     let mut rest = entries;

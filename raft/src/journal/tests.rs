@@ -24,6 +24,8 @@ fn state() -> State {
         commit: 12,
         voters: Some(vec![3, 13]),
         condemned: false,
+        log: 0,
+        repairing: None,
     }
 }
 
@@ -58,14 +60,33 @@ fn bytes_of_version_1_stay_as_they_are() {
     assert_eq!(State::decode(joined.encode()), Ok(joined));
 }
 
+/// A version that knows one log only must not take it for the whole of the data.
+#[test]
+fn another_log_is_another_version() {
+    for (log, repairing) in [(0, Some(9)), (1, None), (7, Some(0))] {
+        let state = State { log, repairing, ..state() };
+        let bytes = state.encode();
+        assert_eq!(bytes[0], 2);
+        for cut in 0..bytes.len() {
+            assert_eq!(State::decode(bytes.slice(..cut)), Err(None), "cut at {cut}");
+        }
+        assert_eq!(State::decode(bytes), Ok(state));
+    }
+    // What the first version has reserved is not looked at.
+    let mut bytes = state().encode().to_vec();
+    bytes[104..112].fill(7);
+    bytes[1] |= 16;
+    assert_eq!(State::decode(bytes.into()), Ok(state()));
+}
+
 #[test]
 fn newer_and_cut_records_are_told_apart() {
     let mut bytes = state().encode().to_vec();
     for cut in 0..bytes.len() {
         assert_eq!(State::decode(Bytes::copy_from_slice(&bytes[..cut])), Err(None), "cut at {cut}");
     }
-    bytes[0] = 2;
-    assert_eq!(State::decode(bytes.into()), Err(Some(2)));
+    bytes[0] = 3;
+    assert_eq!(State::decode(bytes.into()), Err(Some(3)));
 }
 
 proptest! {

@@ -492,7 +492,8 @@ impl Driver {
     }
 
     fn persist(&mut self, persist: Persist, status: &Status) {
-        let Persist { id, snapshot, truncate_from, release, range, hard_state, voters } = persist;
+        let Persist { id, snapshot, truncate_from, release, range, hard_state, voters, repaired } =
+            persist;
         let counters = &self.shared.counters;
         count(&counters.writes, 1);
         count(&counters.entries_written, range.end.saturating_sub(range.start));
@@ -506,6 +507,7 @@ impl Driver {
             voters,
             condemned: false,
             commit,
+            repaired,
         };
         let shared = Arc::clone(&self.shared);
         let tell = move |result: Result<(), StoreError>| {
@@ -658,7 +660,9 @@ impl Driver {
             self.show_at = None;
             return;
         }
-        let matters = |s: &Status| (s.role, s.term, s.leader, s.halted, s.snapshot, s.is_quiesced);
+        let matters = |s: &Status| {
+            (s.role, s.term, s.leader, s.halted, (s.snapshot, s.recovering), s.is_quiesced)
+        };
         // The handles have a receiver, and watchers have others.
         let is_watched = || self.status.receiver_count() > 1;
         if is_watched() && matters(&shown) == matters(&status) {
@@ -669,7 +673,12 @@ impl Driver {
             }
         }
         let is_other = (shown.role, shown.term) != (status.role, status.term);
+        let was_recovering = shown.recovering.is_some();
         drop(shown);
+        if was_recovering && status.recovering.is_none() {
+            let (node, last) = (status.id, status.last);
+            tracing::info!(target: "voussoir::raft", node, last, "repaired: the log is whole");
+        }
         if is_other {
             let Status { id: node, role, term, leader, .. } = status;
             tracing::info!(target: "voussoir::raft", node, %role, term, leader, "role");

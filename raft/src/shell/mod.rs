@@ -66,12 +66,21 @@ impl Drop for Handle {
     }
 }
 
+/// Says that a node starts to be repaired.
+fn tell_of_losses(status: &Status) {
+    if let Some(until) = status.recovering {
+        let (node, what) = (status.id, "recovering: entries are lost, the peers send them again");
+        tracing::warn!(target: "voussoir::raft", node, until, what);
+    }
+}
+
 impl Raft {
     /// Starts a node from what `log` holds. It runs on the current tokio runtime, with timers
     /// enabled: one task for Raft, and one for a state machine that is not
     /// [`is_quick`](StateMachine::is_quick).
     ///
-    /// A node whose log is damaged starts too, and stops at once:
+    /// A node whose log is damaged starts too. Its peers bring back lost entries
+    /// ([`Status::recovering`](crate::Status)); after any other damage it stops at once:
     /// [`Status::halted`](crate::Status) says so, and every call answers it.
     ///
     /// # Errors
@@ -125,6 +134,7 @@ impl Raft {
         config.seed = Some(seed);
         let restored = log.restore().await?;
         let core = Core::new(config.clone(), restored, 0)?;
+        tell_of_losses(&core.status());
         let shared = Arc::new(Shared::new(&config, core.shared_members()));
         let gate = core.gate().clone();
         let inbox = NodeInbox::new(gate, Arc::clone(&shared), Arc::clone(&log));

@@ -30,6 +30,8 @@ pub(crate) struct Disk {
     pub(crate) entries: Vec<Entry>,
     pub(crate) snapshot: Option<SnapshotMeta>,
     pub(crate) voters: Option<Vec<u64>>,
+    /// How far the log once reached, and the last term in it, while entries are lost.
+    pub(crate) lost: Option<(u64, u64)>,
 }
 
 impl Disk {
@@ -49,6 +51,7 @@ impl Disk {
             self.hard = hard;
         }
         self.voters = write.voters.clone().or(self.voters.take());
+        self.lost = self.lost.filter(|_| !write.repaired);
     }
 
     fn restored(&self) -> Restored {
@@ -58,6 +61,9 @@ impl Disk {
         }
         if let Some(voters) = &self.voters {
             restored.set_voters(voters.clone());
+        }
+        if let Some((until, term)) = self.lost {
+            restored.set_lost(until, term);
         }
         restored
     }
@@ -162,6 +168,16 @@ impl Lab {
         node.core = None;
         node.writes.clear();
         node.applied.clear();
+    }
+
+    /// The node dies, and the entry `from` of its log is lost. Its store cannot give back what is
+    /// behind that either.
+    pub(crate) fn lose(&mut self, id: u64, from: u64) {
+        self.crash(id);
+        let disk = &mut self.node_mut(id).disk;
+        let last = disk.entries.last().expect("there is something to lose");
+        disk.lost = disk.lost.or(Some((last.index, last.term)));
+        disk.entries.retain(|entry| entry.index < from);
     }
 
     pub(crate) fn restart(&mut self, id: u64) {

@@ -7,5 +7,5 @@ mod store;
 mod transport;
 
 pub use machine::state_machine;
-pub use store::log_store;
+pub use store::{damaged_log_store, log_store};
 pub use transport::transport;

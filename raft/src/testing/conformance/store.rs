@@ -54,6 +54,116 @@ where
     snapshots_stay_readable(&mut open).await;
 }
 
+/// Holds a store that can tell which entries are lost ([`Restored::set_lost`]) against what that
+/// entails.
+///
+/// `open` is as in [`log_store`]. `damage` makes an entry unreadable in the store that was opened
+/// last, while nobody has it open.
+///
+/// # Panics
+/// Where a promise is broken, saying which.
+///
+/// # Cancel safety
+/// A test that is dropped has tested nothing.
+pub async fn damaged_log_store<O, F, D, G>(mut open: O, mut damage: D)
+where
+    O: FnMut(bool) -> F,
+    F: Future<Output = Store>,
+    D: FnMut(u64) -> G,
+    G: Future<Output = ()>,
+{
+    let store = begun(&mut open).await;
+    each(&store, 1..10, 1).await;
+    each(&store, 10..13, 4).await;
+    drop(store);
+    damage(5).await;
+    for _ in 0..2 {
+        let store = open(false).await;
+        let (_, status) = restored(&store).await;
+        assert_eq!((status.last, status.recovering), (4, Some(12)), "5 is lost, of 12");
+        assert_eq!(read_all(&store, 1..5).await, entries(1..5, 1), "what lies before is there");
+        let behind = store.read(5..13, 1 << 20).await;
+        assert!(matches!(behind, Err(ReadFailed::Absent)), "the log ends there: {behind:?}");
+    }
+    let store = open(false).await;
+    restored(&store).await;
+    each(&store, 5..9, 1).await;
+    written(&store, LogWrite { commit: Some(6), ..LogWrite::default() }).await;
+    written(&store, LogWrite { truncate_from: Some(8), ..append(8..9, 5) }).await;
+    let is_expected = [entries(1..8, 1), entries(8..9, 5)].concat();
+    assert_eq!(read_all(&store, 1..9).await, is_expected, "it goes on behind them");
+    drop(store);
+    let store = open(false).await;
+    let (_, status) = restored(&store).await;
+    assert_eq!((status.last, status.recovering), (8, Some(12)), "9 to 12 are still missing");
+    assert_eq!(read_all(&store, 1..9).await, is_expected, "what was brought back stays");
+    let ends = LogWrite { repaired: true, ..vote(10, Some(2)) };
+    each(&store, 9..14, 6).await;
+    written(&store, ends).await;
+    drop(store);
+    let store = open(false).await;
+    let (hard_state, status) = restored(&store).await;
+    assert_eq!((status.last, status.recovering), (13, None), "nothing is missing any more");
+    assert_eq!(hard_state, HardState { term: 10, vote: Some(2) }, "the vote came with it");
+    each(&store, 14..16, 6).await;
+    drop(store);
+
+    // The same store once more, and a snapshot in the place of what is lost.
+    damage(10).await;
+    let store = open(false).await;
+    let (_, status) = restored(&store).await;
+    assert_eq!((status.last, status.recovering), (9, Some(15)), "it may be damaged again");
+    let name = stage(&store, 50, 7, &[b"state at 50"]).await;
+    let install = LogWrite {
+        snapshot: Some(name),
+        truncate_from: Some(1),
+        release: Some(51),
+        repaired: true,
+        ..LogWrite::default()
+    };
+    written(&store, install).await;
+    each(&store, 51..53, 7).await;
+    drop(store);
+    let store = open(false).await;
+    let status = restored(&store).await.1;
+    assert_eq!((status.first, status.last, status.recovering), (51, 52, None));
+    assert_eq!(read_all(&store, 51..53).await, entries(51..53, 7));
+    drop(store);
+    covered_damage(&mut open, &mut damage).await;
+}
+
+/// Appends entries one by one: what is written together may be lost together.
+async fn each(store: &Store, range: Range<u64>, term: u64) {
+    for index in range {
+        written(store, append(index..index + 1, term)).await;
+    }
+}
+
+/// What is lost and covered by the snapshot is not needed.
+async fn covered_damage<O, F, D, G>(open: &mut O, damage: &mut D)
+where
+    O: FnMut(bool) -> F,
+    F: Future<Output = Store>,
+    D: FnMut(u64) -> G,
+    G: Future<Output = ()>,
+{
+    let store = begun(open).await;
+    each(&store, 1..10, 1).await;
+    adopt(&store, 6, 1, b"state at 6").await;
+    drop(store);
+    damage(4).await;
+    let store = open(false).await;
+    let status = restored(&store).await.1;
+    assert_eq!((status.last, status.snapshot, status.recovering), (9, 6, None), "4 is not needed");
+    let needed = read_all(&store, 7..10).await;
+    assert_eq!(needed, entries(7..10, 1), "and those behind the snapshot are there");
+    each(&store, 10..12, 2).await;
+    drop(store);
+    let store = open(false).await;
+    let status = restored(&store).await.1;
+    assert_eq!((status.last, status.recovering), (11, None), "it is an ordinary log");
+}
+
 fn entry(index: u64, term: u64) -> Entry {
     let data = Bytes::from(format!("entry {index} of term {term}"));
     Entry { term, index, kind: EntryKind::Command, data }

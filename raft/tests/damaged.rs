@@ -1,0 +1,267 @@
+//! The store on the journal when the disk has lost entries of its log: what it gives back, what it
+//! keeps until they are there again, and what it cannot repair.
+
+use std::future::ready;
+use std::io::IoSlice;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use voussoir_journal::{Config as JournalConfig, Files, Health, Journal, MemoryFiles, inspect};
+use voussoir_raft::codec::encode_entry;
+use voussoir_raft::core::Core;
+use voussoir_raft::journal::{Identity, JournalStore};
+use voussoir_raft::testing::conformance;
+use voussoir_raft::{
+    Completion, Config, Entry, EntryKind, HardState, LogStore, LogWrite, Restored, Status,
+};
+
+const IDENTITY: Identity = Identity { cluster: 1, node: 1, group: 5 };
+
+fn options() -> JournalConfig {
+    let mut options = JournalConfig::default();
+    options.segment_bytes = 64 << 10;
+    options.max_bytes = 64 << 20;
+    options
+}
+
+/// Flips a bit wherever `bytes` stand. Returns in how many places.
+fn flip(files: &MemoryFiles, bytes: &[u8]) -> usize {
+    let mut flipped = 0;
+    for name in files.list().unwrap() {
+        let file = files.open(&name).unwrap();
+        let mut content = vec![0; file.len().unwrap() as usize];
+        assert_eq!(file.read_at(&mut content, 0).unwrap(), content.len());
+        for (at, _) in content.windows(bytes.len()).enumerate().filter(|(_, found)| *found == bytes)
+        {
+            file.write_at(&[IoSlice::new(&[bytes[0] ^ 1])], at as u64).unwrap();
+            flipped += 1;
+        }
+    }
+    flipped
+}
+
+/// Entries of 3,000 bytes: some twenty fill a segment.
+fn entry(index: u64, term: u64) -> Entry {
+    let data = Bytes::from(format!("{index:03000}"));
+    Entry { term, index, kind: EntryKind::Command, data }
+}
+
+fn flip_entry(files: &MemoryFiles, entry: &Entry) {
+    assert!(flip(files, &encode_entry(entry)) > 0, "entry {} is not there", entry.index);
+}
+
+struct Disk {
+    files: MemoryFiles,
+    journal: Option<Journal>,
+}
+
+impl Disk {
+    fn new() -> Self {
+        Self { files: MemoryFiles::new(), journal: None }
+    }
+
+    fn open(&mut self, new: bool) -> JournalStore {
+        self.close();
+        let journal = Journal::open_with(Arc::new(self.files.clone()), options()).unwrap();
+        let begin = if new { JournalStore::create } else { JournalStore::open };
+        let store = begin(&journal, IDENTITY).unwrap();
+        self.journal = Some(journal);
+        store
+    }
+
+    fn close(&mut self) {
+        if let Some(journal) = self.journal.take() {
+            journal.close().unwrap();
+        }
+    }
+
+    fn journal(&self) -> &Journal {
+        self.journal.as_ref().unwrap()
+    }
+}
+
+async fn write(store: &JournalStore, write: LogWrite) {
+    let (done, written) = tokio::sync::oneshot::channel();
+    store.write(write, Completion::new(move |result| drop(done.send(result))));
+    written.await.unwrap().unwrap();
+}
+
+async fn append(store: &JournalStore, entries: impl IntoIterator<Item = Entry>) {
+    for entry in entries {
+        write(store, LogWrite { entries: vec![entry], ..LogWrite::default() }).await;
+    }
+}
+
+fn status(restored: Restored) -> Status {
+    Core::new(Config::new(1, [1, 2, 3]), restored, 0).unwrap().status()
+}
+
+/// A store with entries 1 to 100 of term 1, closed.
+async fn written() -> Disk {
+    let mut disk = Disk::new();
+    let store = disk.open(true);
+    let hard_state = Some(HardState { term: 1, vote: Some(2) });
+    write(&store, LogWrite { hard_state, voters: Some(vec![1, 2, 3]), ..LogWrite::default() })
+        .await;
+    append(&store, (1..=100).map(|index| entry(index, 1))).await;
+    disk.close();
+    disk
+}
+
+#[tokio::test]
+async fn the_store_on_the_journal_keeps_its_promises_about_lost_entries() {
+    let disk = std::cell::RefCell::new(Disk::new());
+    conformance::damaged_log_store(
+        |new| {
+            let mut disk = disk.borrow_mut();
+            disk.close();
+            if new {
+                disk.files = MemoryFiles::new();
+            }
+            ready(Arc::new(disk.open(new)) as Arc<dyn LogStore>)
+        },
+        |index| {
+            let mut disk = disk.borrow_mut();
+            let journal = disk.journal.take().unwrap();
+            let mut records = Vec::new();
+            for info in journal.logs() {
+                if info.name.namespace.starts_with("raft.log") {
+                    let log = journal.log(&info.name.namespace, info.name.id).unwrap();
+                    records.extend(log.read(index));
+                }
+            }
+            journal.close().unwrap();
+            assert_eq!(records.len(), 1);
+            assert!(flip(&disk.files, &records[0]) > 0);
+            ready(())
+        },
+    )
+    .await;
+}
+
+/// In a full segment, of which an opening reads no frame, and in the one that is written.
+#[tokio::test]
+async fn a_flipped_bit_is_found_wherever_it_is() {
+    for lost in [1, 30, 99, 100] {
+        let mut disk = written().await;
+        flip_entry(&disk.files, &entry(lost, 1));
+        let store = disk.open(false);
+        let restored = store.restore().await.unwrap();
+        assert_eq!(restored.lost_until(), Some(100));
+        assert_eq!(restored.last(), Some(lost - 1));
+        assert_eq!(restored.voters(), Some(&[1, 2, 3][..]));
+    }
+}
+
+/// Until all of it is there the damaged log stays, with everything that can be read of it.
+#[tokio::test]
+async fn nothing_is_thrown_away_before_the_repair_has_ended() {
+    let mut disk = written().await;
+    flip_entry(&disk.files, &entry(30, 1));
+    let store = disk.open(false);
+    store.restore().await.unwrap();
+    append(&store, (30..=40).map(|index| entry(index, 1))).await;
+    for life in 0..3 {
+        let store = disk.open(false);
+        let restored = store.restore().await.unwrap();
+        assert_eq!((restored.last(), restored.lost_until()), (Some(40 + life), Some(100)));
+        let damaged = disk.journal().log("raft.log", 5).unwrap();
+        assert_eq!(damaged.bounds(), 1..101);
+        assert!(damaged.read(30).is_err() && damaged.read(31).is_ok() && damaged.read(100).is_ok());
+        append(&store, [entry(41 + life, 1)]).await;
+    }
+    let store = disk.open(false);
+    store.restore().await.unwrap();
+    append(&store, (44..=100).map(|index| entry(index, 1))).await;
+    write(&store, LogWrite { repaired: true, ..LogWrite::default() }).await;
+    let store = disk.open(false);
+    let restored = store.restore().await.unwrap();
+    assert_eq!((restored.last(), restored.lost_until()), (Some(100), None));
+    assert!(!disk.journal().log("raft.log", 5).unwrap().exists());
+    disk.close();
+    let report = inspect(&disk.files, &mut |_| {}).unwrap();
+    let named = |problem: &voussoir_journal::Problem| {
+        !matches!(problem, voussoir_journal::Problem::Records { log: None, .. })
+    };
+    let problems: Vec<_> = report.problems.iter().filter(|problem| named(problem)).collect();
+    assert!(problems.is_empty(), "{problems:?}");
+    assert!(report.logs.iter().all(|log| log.health == Health::Intact), "{:?}", report.logs);
+}
+
+/// A log that was repaired may be damaged again, and is repaired again.
+#[tokio::test]
+async fn a_log_is_repaired_as_often_as_it_is_damaged() {
+    let mut disk = written().await;
+    for (lost, number) in [(30, 1), (70, 2), (1, 3)] {
+        flip_entry(&disk.files, &entry(lost, 1));
+        let store = disk.open(false);
+        let restored = store.restore().await.unwrap();
+        assert_eq!((restored.last(), restored.lost_until()), (Some(lost - 1), Some(100)));
+        append(&store, (lost..=100).map(|index| entry(index, 1))).await;
+        write(&store, LogWrite { repaired: true, ..LogWrite::default() }).await;
+        let log = disk.journal().log("raft.log.5", number).unwrap();
+        assert_eq!(log.bounds(), 1..101);
+        let logs =
+            disk.journal().logs_of("raft.log.5").len() + disk.journal().logs_of("raft.log").len();
+        assert_eq!(logs, 1, "the one before is gone");
+        drop(store);
+        disk.close();
+    }
+}
+
+/// The group is stopped and started again in one process, as after an entry could not be read.
+#[tokio::test]
+async fn a_store_is_restored_again_without_being_opened() {
+    let mut disk = written().await;
+    let store = disk.open(false);
+    assert_eq!(store.restore().await.unwrap().lost_until(), None);
+    flip_entry(&disk.files, &entry(50, 1));
+    assert!(store.read(50..51, 1).await.is_err());
+    for _ in 0..2 {
+        let restored = store.restore().await.unwrap();
+        assert_eq!((restored.last(), restored.lost_until()), (Some(49), Some(100)));
+    }
+    append(&store, (50..=101).map(|index| entry(index, 1))).await;
+    write(&store, LogWrite { repaired: true, ..LogWrite::default() }).await;
+    let restored = store.restore().await.unwrap();
+    assert_eq!((restored.last(), restored.lost_until()), (Some(101), None));
+}
+
+/// The term of what is lost is remembered: whatever the node hears of meanwhile, an entry of a
+/// later one than that ends the repair.
+#[tokio::test]
+async fn the_term_of_what_was_lost_outlives_later_terms() {
+    let mut disk = written().await;
+    flip_entry(&disk.files, &entry(100, 1));
+    let store = disk.open(false);
+    store.restore().await.unwrap();
+    let hard_state = Some(HardState { term: 7, vote: None });
+    write(&store, LogWrite { hard_state, ..LogWrite::default() }).await;
+    append(&store, [entry(100, 2)]).await;
+    let restored = disk.open(false).restore().await.unwrap();
+    assert_eq!((restored.last(), restored.lost_until()), (Some(100), Some(100)));
+    let status = status(restored);
+    assert_eq!((status.term, status.recovering), (7, Some(100)), "no leader has confirmed it yet");
+}
+
+/// What no peer can give back halts the node, as ever.
+#[tokio::test]
+async fn a_lost_vote_and_a_repair_that_is_damaged_are_refused() {
+    let mut disk = written().await;
+    flip_entry(&disk.files, &entry(30, 1));
+    let store = disk.open(false);
+    store.restore().await.unwrap();
+    append(&store, (30..=40).map(|index| entry(index, 2))).await;
+    disk.close();
+    flip_entry(&disk.files, &entry(35, 2));
+    assert!(disk.open(false).restore().await.unwrap().is_damaged(), "twice is too often");
+
+    let mut disk = written().await;
+    let store = disk.open(false);
+    let state = disk.journal().log("raft.state", 5).unwrap();
+    let record = state.read(state.end() - 1).unwrap();
+    drop((store, state));
+    disk.close();
+    assert!(flip(&disk.files, &record) > 0);
+    assert!(disk.open(false).restore().await.unwrap().is_damaged(), "the vote is lost");
+}
