@@ -3,7 +3,8 @@
 //! `VOUSSOIR_SEEDS` sets how many seeds are played, `VOUSSOIR_SEED` plays one.
 
 use voussoir_raft::testing::sim::{
-    CHANGE_SITUATIONS, LEASE_SITUATIONS, Options, QUIESCE_SITUATIONS, SITUATIONS, run,
+    CHANGE_SITUATIONS, LEASE_SITUATIONS, Options, QUIESCE_SITUATIONS, REPAIR_SITUATIONS,
+    SITUATIONS, run,
 };
 use voussoir_sim::{Failure, FaultClass, FaultSet, Runner, Situations, Summary};
 
@@ -91,6 +92,22 @@ fn groups_rest() {
     println!("{summary}");
     assert!(summary.silent(FaultSet::ALL).is_empty(), "{}", summary.silent(FaultSet::ALL));
     all_reached(&summary, &QUIESCE_SITUATIONS);
+}
+
+/// Entries rot on one disk after the other, under all other faults: the node starts again and is
+/// repaired by its peers, in every third seed while the membership changes.
+#[test]
+fn logs_rot() {
+    let runner = Runner::new(format!("{COMMAND} logs_rot")).seeds(1000).twice(10);
+    let summary = runner
+        .run(|seed| {
+            let mut options = Options::rotting();
+            options.changes = seed % 3 == 0;
+            run(seed, &options)
+        })
+        .unwrap();
+    println!("{summary}");
+    all_reached(&summary, &REPAIR_SITUATIONS);
 }
 
 /// Every combination of lease reads, groups that rest, long round trips and tight queues.

@@ -136,6 +136,7 @@ impl Store {
             entries,
             hard_state: persist.hard_state,
             voters: persist.voters,
+            repaired: persist.repaired,
             ..LogWrite::default()
         };
         self.write(write, Done::Persist(persist.id))

@@ -17,6 +17,9 @@
 //! With [`Options::quiescing`] the node stands in a process of many groups, and its group rests
 //! while its clients pause.
 //!
+//! With [`Options::rotting`] entries rot on the disks of running nodes, which start again and are
+//! repaired by the others.
+//!
 //! Source of the properties: Raft figure 3.
 
 mod churn;
@@ -27,11 +30,12 @@ mod machine;
 mod members;
 mod node;
 mod oracle;
+mod rot;
 mod run;
 mod wire;
 
 pub use self::host::QUIESCE_SITUATIONS;
 pub use self::machine::{Machine, Reply};
 pub use self::members::CHANGE_SITUATIONS;
-pub use self::oracle::{LEASE_SITUATIONS, SITUATIONS};
+pub use self::oracle::{LEASE_SITUATIONS, REPAIR_SITUATIONS, SITUATIONS};
 pub use self::run::{Options, run, run_on};

@@ -128,7 +128,7 @@ impl RaftNode {
     ) -> Option<Self> {
         let opened = disk::open(disk, config.id, seed);
         let is_damaged = match &opened {
-            Ok(opened) => opened.restored.is_damaged(),
+            Ok(Opened { restored, .. }) => restored.is_damaged() || restored.lost_until().is_some(),
             Err(error) => matches!(error, disk::OpenError::Damaged),
         };
         if is_damaged {
@@ -152,6 +152,10 @@ impl RaftNode {
         };
         if damaged {
             oracle.borrow_mut().damaged(core.status().id, ruin);
+        } else if core.status().recovering.is_some() {
+            oracle.borrow_mut().recovers(core.status().id, ruin);
+            oracle.borrow_mut().restarted(core.status().id, &core);
+            disk.absolve();
         } else {
             // Whatever happened to the disk, the node claims to have all that it has promised.
             oracle.borrow_mut().restarted(core.status().id, &core);
@@ -184,6 +188,17 @@ impl RaftNode {
             known: (Role::Follower, 0),
             lease_reads: 0,
         })
+    }
+
+    /// The bytes of one of its entries on the disk, by a number of any size: of those that may not
+    /// be committed, or of all.
+    pub(super) fn record(&self, wanted: u64, is_late: bool) -> Option<Bytes> {
+        let Status { first, durable, commit, .. } = self.core.status();
+        let from = if is_late { first.max(commit) } else { first };
+        let count = (durable + 1).checked_sub(from).filter(|count| *count > 0)?;
+        let index = from + wanted % count;
+        let read = self.store.read(index..index + 1, 1).ok()?;
+        read.first().map(codec::encode_entry)
     }
 
     /// The core's view.
@@ -274,6 +289,7 @@ impl RaftNode {
             Output::Persist(persist) => self.persist(ctx, persist),
             Output::Send { to, message } => {
                 self.oracle.borrow_mut().sent(ctx.id(), to, &message);
+                self.watch_elections(&message);
                 if matches!(message, Message::Vote(_)) && self.persisting > 0 {
                     self.reached("vote asked for while an own write is under way");
                 }
@@ -393,6 +409,19 @@ impl RaftNode {
                 self.changing.take_if(|changing| *changing == token);
             }
             _ => {}
+        }
+    }
+
+    /// A node that is being repaired takes no part in elections.
+    fn watch_elections(&self, message: &Message) {
+        let takes_part = match message {
+            Message::PreVote(_) | Message::Vote(_) | Message::TimeoutNow { .. } => true,
+            Message::PreVoteReply(reply) | Message::VoteReply(reply) => reply.granted,
+            _ => false,
+        };
+        let status = self.core.status();
+        if takes_part && status.recovering.is_some() {
+            self.object(format!("node {} is being repaired and says {message:?}", status.id));
         }
     }
 

@@ -37,6 +37,18 @@ pub static LEASE_SITUATIONS: [&str; 3] = [
     "read asked of a leader while a later one leads",
 ];
 
+/// What the seeds with damaged logs have to reach.
+pub static REPAIR_SITUATIONS: [&str; 8] = [
+    "damaged node repaired",
+    "damaged leader repaired",
+    "second node repaired after the first",
+    "leader elected while a node is being repaired",
+    "node damaged that a commit had needed",
+    "repair ended by a crash and begun again",
+    "node repaired by a snapshot",
+    "damage where the snapshot covers it",
+];
+
 /// What has been acknowledged as durable at one node.
 #[derive(Clone, Debug, Default)]
 struct Durable {
@@ -87,6 +99,16 @@ struct Known {
     seen: Seen,
     /// Its disk was ruined, and that was noticed.
     out: bool,
+    /// While it is being repaired: what it had made durable, and others count on.
+    owed: Option<Durable>,
+}
+
+impl Known {
+    /// Whether others may count on it for an entry.
+    fn vouches(&self, index: u64, term: u64) -> bool {
+        let owes = |owed: &Durable| owed.holds(index, term);
+        self.durable.holds(index, term) || self.owed.as_ref().is_some_and(owes)
+    }
 }
 
 /// The all-seeing judge of one run.
@@ -122,11 +144,13 @@ pub(super) struct Oracle {
     pub(super) damage_harmless: u64,
     /// How many nodes were not started on an empty disk.
     pub(super) losses_refused: u64,
+    /// How often each node was repaired.
+    repairs: BTreeMap<u64, u64>,
 }
 
 fn all_situations() -> impl Iterator<Item = &'static str> {
     let by_default = SITUATIONS.into_iter().chain(CHANGE_SITUATIONS);
-    by_default.chain(LEASE_SITUATIONS).chain(QUIESCE_SITUATIONS)
+    by_default.chain(LEASE_SITUATIONS).chain(QUIESCE_SITUATIONS).chain(REPAIR_SITUATIONS)
 }
 
 fn digest(entry: &Entry) -> u64 {
@@ -224,17 +248,64 @@ impl Oracle {
         known.durable.terms = (status.first..=status.last)
             .filter_map(|index| Some((index, core.term_at(index)?)))
             .collect();
-        let after = &known.durable;
-        let lost = self
-            .applied
-            .iter()
-            .find(|(index, (term, _))| before.holds(**index, *term) && !after.holds(**index, *term))
-            .map(|(index, _)| *index);
+        let was_owed = known.owed.take();
+        let is_begun_again = was_owed.is_some();
+        let mut owed = was_owed.unwrap_or_default();
+        owed.covered = owed.covered.max(before.covered);
+        owed.terms.extend(before.terms);
+        known.owed = Some(owed);
         if forgot {
             self.object(|| format!("node {id} came back with {is:?}, durable was {was:?}"));
         }
-        if let Some(index) = lost {
+        if status.recovering.is_none() {
+            self.is_whole(id);
+        } else if is_begun_again {
+            self.reached("repair ended by a crash and begun again");
+        } else {
+            self.watch_needed(id);
+        }
+    }
+
+    /// A node claims to hold all that it has ever made durable.
+    fn is_whole(&mut self, id: u64) {
+        let Some(known) = self.nodes.get_mut(&id) else { return };
+        let Some(owed) = known.owed.take() else { return };
+        let holds = &known.durable;
+        let is_lost = |(index, (term, _)): &(&u64, &(u64, u64))| {
+            owed.holds(**index, *term) && !holds.holds(**index, *term)
+        };
+        if let Some((index, _)) = self.applied.iter().find(is_lost) {
+            let index = *index;
             self.object(|| format!("node {id} came back without the committed entry {index}"));
+        }
+    }
+
+    /// A node has lost entries. One of them may be committed only because the node had it.
+    fn watch_needed(&mut self, id: u64) {
+        let needed = |(index, (term, _)): (&u64, &(u64, u64))| {
+            let owes = self.nodes.get(&id).is_some_and(|known| {
+                known.vouches(*index, *term) && !known.durable.holds(*index, *term)
+            });
+            let holds = |known: &&Known| known.durable.holds(*index, *term);
+            let holders = self.nodes.values().filter(holds).count();
+            owes && self.majority.is_some_and(|majority| holders < majority)
+        };
+        // The latest ones are on the fewest disks.
+        if self.applied.iter().rev().take(64).any(needed) {
+            self.reached("node damaged that a commit had needed");
+        }
+    }
+
+    /// How often a node was repaired.
+    pub(super) fn repairs(&self, id: u64) -> u64 {
+        self.repairs.get(&id).copied().unwrap_or(0)
+    }
+
+    /// Whether a node may be repaired: its disk has rotten, or it was being repaired before.
+    pub(super) fn recovers(&mut self, id: u64, ruin: Option<Ruin>) {
+        let is_known = self.nodes.get(&id).is_some_and(|known| known.owed.is_some());
+        if ruin != Some(Ruin::Rotten) && !is_known {
+            self.object(|| format!("node {id} has lost entries, and nobody did it: {ruin:?}"));
         }
     }
 
@@ -255,6 +326,10 @@ impl Oracle {
         }
         self.truncations += u64::from(persist.truncate_from.is_some());
         self.installs += u64::from(persist.snapshot.is_some());
+        let is_recovering = self.nodes.get(&id).is_some_and(|known| known.owed.is_some());
+        if is_recovering && persist.snapshot.is_some() {
+            self.reached("node repaired by a snapshot");
+        }
         let Some(known) = self.nodes.get_mut(&id) else { return };
         known.submitted.push(Submitted {
             id: persist.id,
@@ -357,7 +432,7 @@ impl Oracle {
 
     /// Where an entry is durable.
     pub(super) fn holders(&self, index: u64, term: u64) -> Vec<u64> {
-        let holds = |(_, known): &(&u64, &Known)| known.durable.holds(index, term);
+        let holds = |(_, known): &(&u64, &Known)| known.vouches(index, term);
         self.nodes.iter().filter(holds).map(|(id, _)| *id).collect()
     }
 
@@ -432,8 +507,7 @@ impl Oracle {
             let Some(term) = core.term_at(matched).filter(|_| matched > leader.first) else {
                 continue;
             };
-            let lacks =
-                |known: &Known| known.term <= leader.term && !known.durable.holds(matched, term);
+            let lacks = |known: &Known| known.term <= leader.term && !known.vouches(matched, term);
             if self.nodes.get(&peer).is_some_and(lacks) {
                 let id = leader.id;
                 self.object(|| format!("leader {id} counts entry {matched} at node {peer}"));
@@ -454,6 +528,15 @@ impl Oracle {
         (known.term, known.commit) = (term, commit);
         known.was_leader = role == Role::Leader && status.halted.is_none();
         known.rests = status.is_quiesced;
+        let is_repaired = known.owed.is_some() && status.recovering.is_none();
+        if is_repaired {
+            self.is_whole(id);
+            self.reached("damaged node repaired");
+            *self.repairs.entry(id).or_default() += 1;
+            if self.repairs.len() == 2 && self.repairs[&id] == 1 {
+                self.reached("second node repaired after the first");
+            }
+        }
         if status.is_quiesced && self.nodes.values().all(|known| known.rests) {
             self.reached("all nodes rest at once");
         }
@@ -484,6 +567,9 @@ impl Oracle {
             return;
         }
         self.elections += 1;
+        if self.nodes.values().any(|known| known.owed.is_some()) {
+            self.reached("leader elected while a node is being repaired");
+        }
         let other = *self.leaders.entry(term).or_insert(id);
         if other != id {
             self.object(|| format!("election safety: {other} and {id} lead term {term}"));

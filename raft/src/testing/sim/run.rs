@@ -17,6 +17,7 @@ use super::hunt::{HUNT_NS, Hunt};
 use super::machine::Reply;
 use super::node::RaftNode;
 use super::oracle::Oracle;
+use super::rot::Rot;
 use crate::config::Config;
 use crate::membership::Membership;
 use crate::types::{Role, Status};
@@ -29,6 +30,8 @@ const CHURN: u64 = 2;
 const ASK: u64 = 3;
 /// The alarm of groups that are stopped by themselves.
 const STOP: u64 = 4;
+/// The alarm of entries that rot.
+const ROT: u64 = 5;
 /// How long messages take where round trips are long, at least and at most, in ns. Elections start
 /// after a silence of 200 ms at least.
 const LONG_DELAY_NS: (u64, u64) = (30 * MILLISECOND, 140 * MILLISECOND);
@@ -58,6 +61,8 @@ pub struct Options {
     pub skew_ppm: u32,
     /// The least and the greatest time that a message takes without faults, ns.
     pub delay_ns: (u64, u64),
+    /// Whether entries rot on the disks of running nodes, one node after the other.
+    pub rots: bool,
     /// Whether queues hold next to nothing: one message, write and command at a time, two reads.
     pub is_tight: bool,
     /// How long faults go on, ns of virtual time.
@@ -76,6 +81,7 @@ impl Default for Options {
             quiesces: false,
             skew_ppm: SimConfig::default().skew_ppm,
             delay_ns: SimConfig::default().delay_ns,
+            rots: false,
             is_tight: false,
             faults_ns: 8 * SECOND,
         }
@@ -104,6 +110,14 @@ impl Options {
             hunt_ppm: 600_000,
             ..Self::default()
         }
+    }
+
+    /// The defaults, and entries that rot: each time the node starts again and is repaired. Disks
+    /// are ruined in no other way, so that a majority is always sound.
+    pub fn rotting() -> Self {
+        let ruins = [FaultClass::BitRot, FaultClass::DiskLoss];
+        let faults = ruins.into_iter().fold(FaultSet::ALL, FaultSet::without);
+        Self { rots: true, faults, ..Self::default() }
     }
 
     /// Any of: lease reads, groups that quiesce, round trips that are longer than most elections
@@ -151,8 +165,8 @@ pub fn run_on(
         count => count,
     };
     // Of four nodes one disk is ruined at most, of which three voters bear one. Of five it may be
-    // two; where none is, any number of voters will do.
-    let is_spared = options.changes && rng.chance(500_000);
+    // two; where none is, any number of voters will do. A node that is repaired does not vote.
+    let is_spared = options.changes && rng.chance(500_000) && !options.rots;
     let count = if options.changes { 4 + u64::from(is_spared) } else { count };
     let voters: Vec<u64> = (1..=count).collect();
     let begun = if options.changes { 3 } else { count };
@@ -191,6 +205,7 @@ pub fn run_on(
     if is_hunted && slow.is_some() {
         world.alarm(HUNT_NS.0, ASK);
     }
+    let mut rot = Rot::begin(&mut world, options.rots.then_some(ROT));
     let churn = options.changes.then(|| Churn::new(voters.clone(), if is_spared { 1 } else { 3 }));
     if churn.is_some() {
         world.alarm(HUNT_NS.1, CHURN);
@@ -205,6 +220,7 @@ pub fn run_on(
                 HUNT => hunt.turn(world),
                 ASK => hunt.ask(world),
                 STOP => host::stop_alone(world, &shelf),
+                ROT => rot.turn(world, &mut oracle.borrow_mut()),
                 CHURN => churn.as_ref().and_then(|churn| churn.turn(world)),
                 _ => None,
             };
@@ -385,6 +401,12 @@ fn judge(
     let ruined = world.ids().filter(is_ruined).count();
     if world.nodes().count() + ruined != world.ids().count() {
         return Err(world.failure("liveness: a node is still down"));
+    }
+    let is_recovering =
+        |id: u64, node: &RaftNode| members.contains(id) && node.status().recovering.is_some();
+    if let Some((id, node)) = world.nodes().find(|(id, node)| is_recovering(*id, node)) {
+        let status = node.status();
+        return Err(world.failure(format!("liveness: node {id} is not repaired: {status:#?}")));
     }
     if states.any(|state| Some(state) != first) {
         let all: Vec<_> = world.nodes().map(|(_, node)| node.status()).collect();
