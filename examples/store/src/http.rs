@@ -249,6 +249,10 @@ pub struct NodeStatus {
     pub last: u64,
     pub commit: u64,
     pub applied: u64,
+    /// The disk has lost entries of the log: up to which index the other nodes bring them back.
+    /// Until then the node neither votes nor leads.
+    #[serde(default)]
+    pub recovering: Option<u64>,
     pub keys: usize,
 }
 
@@ -263,6 +267,7 @@ async fn status(State(app): Shared) -> Json<NodeStatus> {
         last: status.last,
         commit: status.commit,
         applied: status.applied,
+        recovering: status.recovering,
         keys: app.kv.read().count(),
     })
 }

@@ -126,7 +126,7 @@ impl Host {
     /// Shards that the map has forgotten, of which the journal holds a replica.
     pub fn strays(&self) -> impl Iterator<Item = u64> {
         let routes = self.routes();
-        let logs = self.journal.logs_of("raft.log").into_iter().map(|info| info.name.id);
+        let logs = self.journal.logs_of("raft.state").into_iter().map(|info| info.name.id);
         logs.filter(move |id| {
             *id != MAP_GROUP && *id <= routes.map.last_shard && !routes.map.shards.contains_key(id)
         })
@@ -187,9 +187,11 @@ impl Host {
         self.node.stop_group(shard).await;
         let mut logs =
             vec![self.journal.log("raft.log", shard)?, self.journal.log("raft.state", shard)?];
-        let snapshots = format!("raft.snapshot.{shard}");
-        for info in self.journal.logs_of(&snapshots) {
-            logs.push(self.journal.log(&snapshots, info.name.id)?);
+        for of in ["raft.log", "raft.snapshot"] {
+            let namespace = format!("{of}.{shard}");
+            for info in self.journal.logs_of(&namespace) {
+                logs.push(self.journal.log(&namespace, info.name.id)?);
+            }
         }
         // One commit: after a crash the replica is there as a whole, or gone.
         self.journal.commit(logs.iter().fold(Commit::new(), Commit::delete)).await?;
