@@ -520,18 +520,19 @@ fn next_group(shared: &Shared, inner: &mut Inner, answers: &mut Answers) -> Grou
         }
         let header = *pending.batch.header();
         let admission = inner.state.admit(&inner.queue.staged, &header);
-        let is_rejected = matches!(admission, Admission::Reject(_));
-        if is_rejected && inner.queue.staged.concerns(&header) {
-            // What it is rejected for may fail.
-            break;
-        }
-        if let Admission::Duplicate(base_offset) = admission {
-            let last_offset = base_offset + header.last_offset_delta as u64;
-            let is_durable = inner.is_durable(last_offset, pending.durability);
-            if !is_durable && !is_idle {
-                // It is answered when its first attempt has been, or in a write with a snapshot.
-                break;
+        let last_offset_of = |base_offset: u64| base_offset + header.last_offset_delta as u64;
+        let waits = match admission {
+            Admission::Append => false,
+            // It is answered when its first attempt has been, or in a write with a snapshot.
+            Admission::Duplicate(base_offset) => {
+                let last_offset = last_offset_of(base_offset);
+                !is_idle && !inner.is_durable(last_offset, pending.durability)
             }
+            // What it is rejected for may fail.
+            Admission::Reject(_) => inner.queue.staged.concerns(&header),
+        };
+        if waits {
+            break;
         }
         let Some(Pending { batch, durability, answer }) = inner.queue.appends.pop_front() else {
             break;
@@ -551,7 +552,7 @@ fn next_group(shared: &Shared, inner: &mut Inner, answers: &mut Answers) -> Grou
             }
             Admission::Duplicate(base_offset) => {
                 inner.duplicates += 1;
-                let last_offset = base_offset + header.last_offset_delta as u64;
+                let last_offset = last_offset_of(base_offset);
                 let appended = Appended { base_offset, last_offset, is_duplicate: true };
                 if inner.is_durable(last_offset, durability) {
                     inner.queue.bytes -= held_bytes(&batch);

@@ -72,14 +72,16 @@ pub(super) struct Switch {
     /// The first position when the copy was begun.
     pub(super) first: u64,
     /// Held until the write has been answered, also when nobody waits for the answer.
-    compacting: Compacting,
+    compacting: Arc<Compacting>,
     /// `false` when a release came first.
-    answer: oneshot::Sender<(Compacting, Result<bool, StoreError>)>,
+    answer: oneshot::Sender<Result<bool, StoreError>>,
 }
 
 impl Switch {
     pub(super) fn answer(self, result: Result<bool, StoreError>) {
-        drop(self.answer.send((self.compacting, result)));
+        // First: whoever is told may begin another compaction at once.
+        drop(self.compacting);
+        drop(self.answer.send(result));
     }
 }
 
@@ -153,7 +155,7 @@ impl Partition {
     ) -> Result<Compacted, FetchError> {
         let busy = |why: &str| FetchError::from(StoreError::Busy { why: why.to_owned() });
         let under_way = || busy("the partition is being compacted");
-        let mut compacting = Compacting::begin(&self.shared).ok_or_else(under_way)?;
+        let compacting = Arc::new(Compacting::begin(&self.shared).ok_or_else(under_way)?);
         append::retire_again(&self.shared);
         let mut pace = Pace {
             bytes_per_second: self.shared.config.max_compaction_bytes_per_second,
@@ -185,19 +187,13 @@ impl Partition {
             };
             let (first, compacted_offset) = (source.first, replacement.clean.offset);
             drop(source);
-            // Ends: with an answer other than "busy".
-            let result = loop {
+            let switch = || {
                 let (answer, answered) = oneshot::channel();
-                let replacement = replacement.clone();
+                let (replacement, compacting) = (replacement.clone(), Arc::clone(&compacting));
                 append::switch(&self.shared, Switch { replacement, first, compacting, answer });
-                let (held, result) = answered.await.map_err(|_| FetchError::Closed)?;
-                compacting = held;
-                if !matches!(result, Err(StoreError::Busy { .. })) {
-                    break result;
-                }
-                tokio::time::sleep(BUSY_PAUSE).await;
+                answered
             };
-            match result {
+            match self.shared.unless_busy(switch).await {
                 Ok(true) => {
                     done.rounds += 1;
                     done.removed_records += removed_records;
@@ -370,24 +366,26 @@ impl Shared {
     }
 
     async fn discard_copy(&self) -> Result<(), StoreError> {
-        self.unless_busy(|done| self.store.discard_copy(done)).await
+        self.unless_busy(|| answered(|done| self.store.discard_copy(done))).await
     }
 
     async fn append_copy(&self, batches: Vec<Bytes>) -> Result<(), StoreError> {
         if self.inner.lock().stopped.is_some() {
             return Err(self.stopped());
         }
-        self.unless_busy(|done| self.store.append_copy(batches.clone(), done)).await
+        let append = |done| self.store.append_copy(batches.clone(), done);
+        self.unless_busy(|| answered(append)).await
     }
 
     /// Asks the store again while it is busy: under load it is so at times, and a copy of hours is
     /// not given up for it.
-    async fn unless_busy(&self, ask: impl Fn(Done)) -> Result<(), StoreError> {
+    async fn unless_busy<T>(
+        &self,
+        ask: impl Fn() -> oneshot::Receiver<Result<T, StoreError>>,
+    ) -> Result<T, StoreError> {
         // Ends: with an answer other than "busy", or with the partition.
         loop {
-            let (done, answered) = answer();
-            ask(done);
-            match answered.await.map_err(|_| self.stopped())? {
+            match ask().await.map_err(|_| self.stopped())? {
                 Err(StoreError::Busy { .. }) => tokio::time::sleep(BUSY_PAUSE).await,
                 result => return result,
             }
@@ -398,9 +396,10 @@ impl Shared {
     }
 }
 
-fn answer() -> (Done, oneshot::Receiver<Result<(), StoreError>>) {
+fn answered(ask: impl FnOnce(Done)) -> oneshot::Receiver<Result<(), StoreError>> {
     let (sender, answered) = oneshot::channel();
-    (Done::new(move |result| drop(sender.send(result))), answered)
+    ask(Done::new(move |result| drop(sender.send(result))));
+    answered
 }
 
 /// Notes the keys of the records from `from` on. Returns the offset before which all are noted:

@@ -10,6 +10,23 @@ use super::read::{SCAN_BYTES, batches, no_batch};
 use crate::config::Retention;
 use crate::error::FetchError;
 
+/// A search for the first offset that stays.
+struct Search {
+    /// What stays whatever its age.
+    kept_by_size: u64,
+    /// For the first batch that is not older than `max_age`, if there is such a limit.
+    by_age: Option<ByAge>,
+}
+
+impl Search {
+    /// Reads on. Returns the offset once it is found.
+    fn step(&mut self) -> Result<Option<u64>, FetchError> {
+        let Some(by_age) = &mut self.by_age else { return Ok(Some(self.kept_by_size)) };
+        let found = by_age.step()?;
+        Ok(found.map(|offset| offset.max(self.kept_by_size)))
+    }
+}
+
 /// A search for the first batch that its age does not let go.
 struct ByAge {
     generation: Arc<Generation>,
@@ -59,17 +76,14 @@ impl Partition {
         retention: Retention,
         now_ms: i64,
     ) -> Result<u64, FetchError> {
-        let mut keep_from = self.shared.kept_by_size(retention)?;
-        if let Some(mut search) = self.shared.search_by_age(retention, now_ms) {
-            // Ends: each turn reads at least one batch, or fails.
-            keep_from = keep_from.max(loop {
-                if let Some(offset) = search.step()? {
-                    break offset;
-                }
-                tokio::task::yield_now().await;
-            });
+        let mut search = self.shared.search(retention, now_ms)?;
+        // Ends: each turn reads at least one batch, or fails.
+        loop {
+            if let Some(offset) = search.step()? {
+                return Ok(offset);
+            }
+            tokio::task::yield_now().await;
         }
-        Ok(keep_from)
     }
 }
 
@@ -79,42 +93,37 @@ impl Shared {
         retention: Retention,
         now_ms: i64,
     ) -> Result<u64, FetchError> {
-        let mut keep_from = self.kept_by_size(retention)?;
-        if let Some(mut search) = self.search_by_age(retention, now_ms) {
-            // Ends: each turn reads at least one batch, or fails.
-            keep_from = keep_from.max(loop {
-                if let Some(offset) = search.step()? {
-                    break offset;
-                }
-            });
+        let mut search = self.search(retention, now_ms)?;
+        // Ends: each turn reads at least one batch, or fails.
+        loop {
+            if let Some(offset) = search.step()? {
+                return Ok(offset);
+            }
         }
-        Ok(keep_from)
     }
 
-    /// The first offset that is kept whatever its age.
-    fn kept_by_size(&self, retention: Retention) -> Result<u64, FetchError> {
+    /// A batch without a timestamp has no age: it stays until it goes by size. One that is further
+    /// in the future than `max_age` is as old as what was appended behind it.
+    fn search(&self, retention: Retention, now_ms: i64) -> Result<Search, FetchError> {
         let start_offset = self.inner.lock().state.start_offset;
-        match retention.max_bytes {
-            Some(max_bytes) => Ok(start_offset.max(self.offset_by_size(max_bytes)?)),
-            None => Ok(start_offset),
-        }
-    }
-
-    /// The first batch that is not older than `max_age`. A batch without a timestamp has no age: it
-    /// stays until it goes by size. One that is further in the future than `max_age` is as old as
-    /// what was appended behind it.
-    fn search_by_age(&self, retention: Retention, now_ms: i64) -> Option<ByAge> {
-        let age = i64::try_from(retention.max_age?.as_millis()).unwrap_or(i64::MAX);
-        let inner = self.inner.lock();
-        Some(ByAge {
-            generation: Arc::clone(&inner.generation),
-            position: inner.state.first_position,
-            end: inner.state.next_position,
-            next_offset: inner.state.next_offset,
-            doubtful: None,
-            oldest: now_ms.saturating_sub(age),
-            youngest: now_ms.saturating_add(age),
-        })
+        let kept_by_size = match retention.max_bytes {
+            Some(max_bytes) => start_offset.max(self.offset_by_size(max_bytes)?),
+            None => start_offset,
+        };
+        let by_age = retention.max_age.map(|age| {
+            let age = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
+            let inner = self.inner.lock();
+            ByAge {
+                generation: Arc::clone(&inner.generation),
+                position: inner.state.first_position,
+                end: inner.state.next_position,
+                next_offset: inner.state.next_offset,
+                doubtful: None,
+                oldest: now_ms.saturating_sub(age),
+                youngest: now_ms.saturating_add(age),
+            }
+        });
+        Ok(Search { kept_by_size, by_age })
     }
 
     /// The first offset behind the oldest extents without which `max_bytes` are left.
