@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::{
-    Backend, BackendError, Consumer, Delivery, MESSAGE_ID, Need, Output, Position, Producer,
-    Received, Refused, Subscription,
+    Backend, BackendError, Consumer, Delivery, NO_MESSAGE_IDS, Need, Output, Position, Producer,
+    Received, Refused, Subscription, check_subscription, refuse_message_id,
 };
 use crate::config::{ConsumerConfig, Guarantee, ProducerConfig, TopicConfig};
 use crate::consumer::{self, Polled};
@@ -55,10 +55,7 @@ impl Backend for Embedded {
             Need::SyncedSend | Need::KeyOrder | Need::ExactlyOnce | Need::FencedCommits => {
                 return Ok(());
             }
-            Need::MessageIds(_) => {
-                "it knows producers and sequences, not ids of messages; after an unknown outcome \
-                 look for the record behind the last known position"
-            }
+            Need::MessageIds(_) => NO_MESSAGE_IDS,
             Need::DeliveryCounts => "offsets count nothing; use a WorkQueue over the topic",
         };
         Err(Refused::new(NAME, need, why))
@@ -93,7 +90,7 @@ impl Backend for Embedded {
         &self,
         subscription: Subscription,
     ) -> Result<Box<dyn Consumer>, BackendError> {
-        subscription.validate()?;
+        check_subscription(self, &subscription)?;
         for topic in &subscription.topics {
             self.queue.topic(topic)?;
         }
@@ -126,7 +123,7 @@ struct EmbeddedProducer {
 
 impl EmbeddedProducer {
     async fn enqueue(&self, topic: &str, record: Record) -> Result<SendFuture, BackendError> {
-        check_ids(&record)?;
+        refuse_message_id(NAME, &record)?;
         let topic = self.queue.topic(topic)?;
         Ok(self.inner.enqueue(&topic, record, Durability::Synced).await?)
     }
@@ -150,17 +147,6 @@ impl Producer for EmbeddedProducer {
             });
         }
         answers
-    }
-}
-
-/// A record with an id of its own would be stored twice where its sender relies on the id.
-fn check_ids(record: &Record) -> Result<(), Refused> {
-    match record.last_header(MESSAGE_ID) {
-        Some(_) => {
-            let why = "a record with this header would be stored as often as it is sent";
-            Err(Refused::new(NAME, Need::MessageIds(Duration::ZERO), why))
-        }
-        None => Ok(()),
     }
 }
 
@@ -214,7 +200,7 @@ impl EmbeddedConsumer {
         self.check_lost()?;
         let mut transaction = self.queue.transaction();
         for Output { topic, record } in outputs {
-            check_ids(&record)?;
+            refuse_message_id(NAME, &record)?;
             let topic = self.queue.topic(&topic)?;
             let partitions = topic.partitions();
             let partition = Murmur2.partition(topic.name(), &record, partitions);

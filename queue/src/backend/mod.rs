@@ -59,6 +59,34 @@ use crate::format::Record;
 /// The header by which a record says its own id: see [`Need::MessageIds`].
 pub const MESSAGE_ID: &str = "voussoir-message-id";
 
+/// Why an engine that knows producers and sequences does not give [`Need::MessageIds`].
+const NO_MESSAGE_IDS: &str = "it knows producers and sequences, not ids of messages; after an \
+                              unknown outcome look for the record behind the last known position";
+
+/// Refuses a record with an id of its own: it would be stored as often as it is sent, and its
+/// sender relies on the id.
+fn refuse_message_id(backend: &'static str, record: &Record) -> Result<(), Refused> {
+    match record.last_header(MESSAGE_ID) {
+        Some(_) => {
+            let why = "a record with this header would be stored as often as it is sent";
+            Err(Refused::new(backend, Need::MessageIds(Duration::ZERO), why))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Whether a back end can serve a subscription.
+fn check_subscription(
+    backend: &impl Backend,
+    subscription: &Subscription,
+) -> Result<(), BackendError> {
+    subscription.validate()?;
+    if subscription.delivery == Delivery::ExactlyOnce {
+        backend.provides(Need::ExactlyOnce)?;
+    }
+    Ok(())
+}
+
 /// Something that an application relies on and that not every back end gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]

@@ -28,7 +28,10 @@ use async_trait::async_trait;
 pub use async_nats;
 pub use config::JetStreamConfig;
 
-use super::{Backend, BackendError, Consumer, Delivery, Need, Producer, Refused, Subscription};
+use super::{
+    Backend, BackendError, Consumer, Need, Producer, Refused, Subscription,
+    check_subscription,
+};
 use crate::config::Start;
 use crate::error::ConfigError;
 use consumer::{JetStreamConsumer, Source};
@@ -274,10 +277,7 @@ impl Backend for JetStream {
         &self,
         subscription: Subscription,
     ) -> Result<Box<dyn Consumer>, BackendError> {
-        subscription.validate()?;
-        if subscription.delivery == Delivery::ExactlyOnce {
-            self.provides(Need::ExactlyOnce)?;
-        }
+        check_subscription(self, &subscription)?;
         let mut sources = Vec::new();
         for topic in &subscription.topics {
             let durable = self.durable(topic, &subscription).await?;

@@ -50,12 +50,13 @@ use voussoir_raft::Node;
 use voussoir_raft::journal::{Identity, JournalStore};
 
 use super::{
-    Backend, BackendError, Consumer, Delivery, MESSAGE_ID, Need, Producer, Refused, Subscription,
+    Backend, BackendError, Consumer, NO_MESSAGE_IDS, Need, Producer, Refused, Subscription,
+    check_subscription,
 };
 use crate::config::{ProducerConfig, QueueConfig};
 use crate::core::entry::{Change, Key, TopicEntry, Value};
 use crate::error::{FetchError, Outcome, ProduceError, StoreError};
-use crate::format::{Batch, MAX_UNPACKED_BYTES, Record};
+use crate::format::{Batch, MAX_UNPACKED_BYTES};
 use crate::partition::Partition;
 use crate::raft::{LeadError, ReplicaConfig, ReplicaError, ReplicatedPartition};
 use consumer::ReplicatedConsumer;
@@ -574,10 +575,7 @@ impl Backend for Replicated {
                 "records and offsets are in different groups of raft, which no commit spans; make \
                  what you do with a record idempotent"
             }
-            Need::MessageIds(_) => {
-                "it knows producers and sequences, not ids of messages; after an unknown outcome \
-                 look for the record behind the last known position"
-            }
+            Need::MessageIds(_) => NO_MESSAGE_IDS,
             Need::DeliveryCounts => "offsets count nothing",
         };
         Err(Refused::new(NAME, need, why))
@@ -609,10 +607,7 @@ impl Backend for Replicated {
         &self,
         subscription: Subscription,
     ) -> Result<Box<dyn Consumer>, BackendError> {
-        subscription.validate()?;
-        if subscription.delivery == Delivery::ExactlyOnce {
-            self.provides(Need::ExactlyOnce)?;
-        }
+        check_subscription(self, &subscription)?;
         let deadline = self.cluster.deadline();
         let mut topics = BTreeMap::new();
         for name in &subscription.topics {
@@ -644,17 +639,6 @@ fn beat_after(session: Duration) -> Duration {
 /// An answer that does not belong to the request.
 fn unexpected() -> BackendError {
     BackendError::Unknown { why: "the answer is to another request".to_owned() }
-}
-
-/// A record with an id of its own would be stored twice where its sender relies on the id.
-fn check_ids(record: &Record) -> Result<(), Refused> {
-    match record.last_header(MESSAGE_ID) {
-        Some(_) => {
-            let why = "a record with this header would be stored as often as it is sent";
-            Err(Refused::new(NAME, Need::MessageIds(Duration::ZERO), why))
-        }
-        None => Ok(()),
-    }
 }
 
 impl fmt::Debug for Replicated {

@@ -12,8 +12,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use super::wire::{Request, Response};
-use super::{Cluster, PAUSE, Topic, check_ids, failure, new_producer, unexpected};
-use crate::backend::{BackendError, Position, Producer};
+use super::{Cluster, NAME, PAUSE, Topic, failure, new_producer, unexpected};
+use crate::backend::{BackendError, Position, Producer, refuse_message_id};
 use crate::error::Outcome;
 use crate::format::{Batch, BatchBuilder, Record};
 use crate::partitioner::{Murmur2, Partitioner};
@@ -104,7 +104,7 @@ impl ReplicatedProducer {
         mut record: Record,
         deadline: Instant,
     ) -> Result<(u32, oneshot::Receiver<Result<u64, BackendError>>), BackendError> {
-        check_ids(&record)?;
+        refuse_message_id(NAME, &record)?;
         let partitions = topic.entry.partitions;
         let partition = Murmur2.partition("", &record, partitions).unwrap_or(turn % partitions);
         let lane = self.lane(topic, partition)?;
