@@ -342,7 +342,9 @@ pub enum Guarantee {
 }
 
 /// Where a consumer begins in a partition for which its group has stored no offset, or one that can
-/// no longer be read.
+/// no longer be read. A member of a group that begins at the end stores where that was before it
+/// returns records, so that whoever reads the partition next passes over nothing; and a group whose
+/// stored offset was released goes on with the first record that is left, also if it began there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Start {
     /// At the first record that is kept.

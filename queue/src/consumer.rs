@@ -243,6 +243,7 @@ impl Consumer {
                 return Ok(self.polled(Vec::new()));
             }
             self.follow_topics();
+            let is_ready = is_ready && self.store_beginnings().await?;
             let records = if is_ready { self.take_records()? } else { Vec::new() };
             if records.is_empty()
                 && let Some(error) = self.failure.take()
@@ -435,6 +436,7 @@ impl Consumer {
             }
         };
         let mut cursor = Cursor::new(slot.number, slot.partition.clone(), position);
+        cursor.has_begun = stored.is_some();
         cursor.is_paused = old.is_some_and(|old| old.is_paused);
         Ok(cursor)
     }
@@ -451,7 +453,12 @@ impl Consumer {
                 continue;
             }
             let room = self.config.max_poll_records - records.len();
-            match cursor.take(room, self.config.fetch_bytes, self.config.start, place) {
+            // Where retention was faster, a group goes on with the first record that is left.
+            let start = match self.config.start {
+                Start::Latest if cursor.has_begun => Start::Earliest,
+                start => start,
+            };
+            match cursor.take(room, self.config.fetch_bytes, start, place) {
                 Ok(taken) => {
                     let partition = name_of(place);
                     let record = |record| ConsumerRecord { partition: partition.clone(), record };

@@ -2,7 +2,7 @@
 //! suite finds what it is for.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use voussoir_journal::files::crash::Op;
@@ -41,10 +41,11 @@ enum Defect {
     SaysUnknown,
     CreatesAnything,
     ReturnsTooMany,
+    BeginsAgain,
 }
 
 /// Which check finds it. Others may, too.
-const FOUND_BY: [(Defect, &str); 12] = [
+const FOUND_BY: [(Defect, &str); 13] = [
     (Defect::CommitsNothing, "commits_hold"),
     (Defect::CommitsByPolling, "uncommitted_records_come_again"),
     (Defect::SendsTwice, "positions_rise"),
@@ -57,6 +58,7 @@ const FOUND_BY: [(Defect, &str); 12] = [
     (Defect::SaysUnknown, "unknown_topics"),
     (Defect::CreatesAnything, "topics_are_created_once"),
     (Defect::ReturnsTooMany, "members_share"),
+    (Defect::BeginsAgain, "a_group_begins_once"),
 ];
 
 /// The embedded queue with a defect.
@@ -100,6 +102,11 @@ impl Backend for Faulty {
     ) -> Result<Box<dyn Consumer>, BackendError> {
         if self.1 == Defect::ReturnsTooMany {
             subscription.max_poll_records += 1;
+        }
+        if self.1 == Defect::BeginsAgain {
+            static NEXT: AtomicU32 = AtomicU32::new(0);
+            // Of a group of its own: nothing is stored for that.
+            subscription.group += &NEXT.fetch_add(1, Relaxed).to_string();
         }
         let inner = self.0.consumer(subscription).await?;
         let producer = self.0.producer().await?;

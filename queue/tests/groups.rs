@@ -359,10 +359,58 @@ async fn rewinding_with_nothing_stored_goes_back_to_the_beginning_of_reading() {
     assert_eq!(consumer.position(&TopicPartition::new("t", 0)), Some(3));
     let again = settle(&mut [&mut consumer]).await.concat();
     assert_eq!(again, ["0-0", "0-1"], "nothing is skipped, and what is paused stays paused");
+    drop(consumer);
+    let mut config = member(Assignor::Range, Guarantee::ExactlyOnce);
+    (config.group, config.start) = (Some("h".to_owned()), Start::Earliest);
+    let mut consumer = queue.consumer(config).expect("a consumer");
+    assert_eq!(settle(&mut [&mut consumer]).await.concat().len(), 10);
     consumer.seek(&TopicPartition::new("t", 0), Seek::Offset(1)).expect("it is there");
     assert_eq!(settle(&mut [&mut consumer]).await.concat().len(), 4);
     consumer.rewind().expect("it goes back");
     assert_eq!(consumer.position(&TopicPartition::new("t", 0)), Some(1), "to where it was sent");
+}
+
+/// A group that begins at the end has begun with its first poll, in every partition, whatever its
+/// guarantee: the next member goes on from there (KIP-842).
+#[tokio::test(start_paused = true)]
+async fn a_group_that_began_at_the_end_passes_over_nothing() {
+    for guarantee in [Guarantee::AtLeastOnce, Guarantee::Manual, Guarantee::ExactlyOnce] {
+        let queue = open();
+        let t = topic(&queue, "t", 2).await;
+        fill(&queue, &t, 2).await;
+        let mut config = member(Assignor::CooperativeSticky, guarantee);
+        config.start = Start::Latest;
+        let mut first = queue.consumer(config.clone()).expect("a consumer");
+        assert!(settle(&mut [&mut first]).await.concat().is_empty(), "it begins at the end");
+        // It dies without having read anything.
+        drop(first);
+        fill(&queue, &t, 1).await;
+        let mut second = queue.consumer(config).expect("a consumer");
+        let mut came = settle(&mut [&mut second]).await.concat();
+        came.sort_unstable();
+        assert_eq!(came, ["0-0", "1-0"], "{guarantee:?}");
+        assert_eq!(second.position(&TopicPartition::new("t", 1)), Some(3));
+    }
+}
+
+/// A group that began at the end, and is slower than retention, reads what retention has left
+/// (KIP-842: Kafka's `latest` passes over that, too).
+#[tokio::test(start_paused = true)]
+async fn a_group_that_began_at_the_end_reads_what_retention_has_left() {
+    let queue = open();
+    let t = topic(&queue, "t", 1).await;
+    fill(&queue, &t, 2).await;
+    let mut config = member(Assignor::CooperativeSticky, Guarantee::Manual);
+    config.start = Start::Latest;
+    let mut first = queue.consumer(config.clone()).expect("a consumer");
+    assert!(settle(&mut [&mut first]).await.concat().is_empty(), "it begins at the end");
+    drop(first);
+    for _ in 0..5 {
+        fill(&queue, &t, 1).await;
+    }
+    t.partition(0).expect("one").release_before(4).await.expect("it is released");
+    let mut second = queue.consumer(config).expect("a consumer");
+    assert_eq!(settle(&mut [&mut second]).await.concat().len(), 3, "of offsets 4 to 6");
 }
 
 #[tokio::test(start_paused = true)]

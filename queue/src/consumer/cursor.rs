@@ -20,6 +20,8 @@ pub(crate) struct Cursor {
     /// Offset at which reading began: when the cursor was made, or last moved.
     pub(crate) began: u64,
     pub(super) is_paused: bool,
+    /// The group has stored an offset, so whoever reads the partition next goes on from there.
+    pub(super) has_begun: bool,
     /// Records that have been read and not returned. Invariant: the first is at `position` or
     /// beyond, where offsets are missing.
     buffer: VecDeque<Record>,
@@ -38,6 +40,7 @@ impl Cursor {
             position,
             began: position,
             is_paused: false,
+            has_begun: true,
             buffer: VecDeque::new(),
             next_fetch: position,
             committed: Some(position),

@@ -5,9 +5,35 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{Consumer, Membership};
+use crate::config::Start;
 use crate::core::group::Standing;
+use crate::error::CommitError;
+use crate::transaction::GroupOffsets;
 
 impl Consumer {
+    /// Stores where the group begins in partitions that it begins to read at their end: else who is
+    /// given one next would begin at its end of that time, and what came in between would be
+    /// nobody's. Returns whether records may be returned: not when another generation has begun.
+    pub(super) async fn store_beginnings(&mut self) -> Result<bool, CommitError> {
+        if self.config.start != Start::Latest || self.membership.is_none() {
+            return Ok(true);
+        }
+        let begun = self.cursors.values().filter(|cursor| !cursor.has_begun);
+        let offsets: Vec<_> = begun.map(|cursor| (cursor.number, cursor.began)).collect();
+        if offsets.is_empty() {
+            return Ok(true);
+        }
+        let all = self.group_offsets()?;
+        match self.commit_offsets(Ok(GroupOffsets { offsets, ..all })).await {
+            Ok(()) => {
+                self.cursors.values_mut().for_each(|cursor| cursor.has_begun = true);
+                Ok(true)
+            }
+            Err(CommitError::StaleGeneration { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Whether the partitions that it reads are still its own, after a rebalance that it has joined
     /// has ended, for which it waits at most `max_wait`. If so, its commits name the new generation
     /// from now on, and one that failed with

@@ -20,6 +20,7 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("at_most_once", |lab| Box::pin(at_most_once(lab))),
     ("a_dropped_poll_loses_nothing", |lab| Box::pin(a_dropped_poll_loses_nothing(lab))),
     ("a_new_group_may_begin_at_the_end", |lab| Box::pin(a_new_group_may_begin_at_the_end(lab))),
+    ("a_group_begins_once", |lab| Box::pin(a_group_begins_once(lab))),
 ];
 
 fn no_key(number: usize) -> String {
@@ -216,4 +217,20 @@ async fn a_new_group_may_begin_at_the_end(lab: Lab) -> Verdict {
     subscription.start = Start::Stored;
     let nowhere = lab.backend.consumer(subscription).await;
     super::refused("a group that begins nowhere", nowhere).map(|_| ())
+}
+
+/// A group that has begun at the end goes on from there, though nobody has read or committed
+/// anything yet when its member is replaced (KIP-842).
+async fn a_group_begins_once(lab: Lab) -> Verdict {
+    let (topic, producer) = lab.topic("t", 2).await?;
+    send(&producer, &topic, 0..5, no_key).await?;
+    let mut subscription = lab.subscription("g", &topic);
+    subscription.start = Start::Latest;
+    let mut first = lab.open(&subscription).await?;
+    is_quiet(&mut first).await?;
+    said("close", first.close().await)?;
+    send(&producer, &topic, 5..9, no_key).await?;
+    let mut second = lab.open(&subscription).await?;
+    let read = read(&mut second, 4).await?;
+    ensure(numbers(&read) == [5, 6, 7, 8], || format!("{:?}", numbers(&read)))
 }

@@ -120,7 +120,8 @@ impl ReplicatedConsumer {
         let unknown = |(place, _): &(Place, u32)| is_latest && !self.held.contains_key(place);
         let ends: BTreeSet<u32> = self.numbers().filter(unknown).map(|(_, at)| at).collect();
         let cluster = Arc::clone(&self.cluster);
-        let asked = tokio::spawn(async move { beat(&cluster, &request, &ends).await });
+        let group = self.subscription.group.clone();
+        let asked = tokio::spawn(async move { beat(&cluster, &request, group, &ends).await });
         self.asking = Some((now, asked));
     }
 
@@ -284,8 +285,9 @@ impl ReplicatedConsumer {
             if cursor.partition.offsets().end < cursor.position {
                 continue;
             }
-            let (room, start) = (most - records.len(), self.subscription.start);
-            match cursor.take(room, FETCH_BYTES, start, place) {
+            let room = most - records.len();
+            // Where retention was faster, the group goes on with the first record that is left.
+            match cursor.take(room, FETCH_BYTES, Start::Earliest, place) {
                 Ok(taken) => {
                     if !taken.is_empty() && self.subscription.delivery != Delivery::AtMostOnce {
                         self.polled.insert(place.clone());
@@ -428,20 +430,32 @@ impl ReplicatedConsumer {
     }
 }
 
-/// Asks the coordinator. Of the partitions of `ends` for which the group has stored nothing, the
-/// offset is where they end.
-async fn beat(cluster: &Cluster, request: &Request, ends: &BTreeSet<u32>) -> Heard {
+/// Asks the coordinator. In the partitions of `ends` for which the group has stored nothing it
+/// begins where they end, and stores that: whoever is given one next passes over nothing.
+async fn beat(cluster: &Cluster, request: &Request, group: String, ends: &BTreeSet<u32>) -> Heard {
     let deadline = Instant::now() + ATTEMPT;
     let mut response = cluster.ask_table(request, deadline).await?;
-    if let Response::Place(Placed { must_join: false, partitions, .. }) = &mut response {
-        for (number, stored) in partitions {
+    if let Response::Place(place) = &mut response
+        && !place.must_join
+    {
+        let mut offsets = Vec::new();
+        for (number, stored) in &mut place.partitions {
             if stored.is_none()
                 && ends.contains(number)
                 && let Some(part) = cluster.part(*number)
             {
                 let synced = part.sync(deadline).await;
                 synced.map_err(|error| BackendError::Unavailable { why: error.to_string() })?;
-                *stored = Some(part.reader().offsets().end);
+                let end = part.reader().offsets().end;
+                *stored = Some(end);
+                offsets.push((*number, end));
+            }
+        }
+        if !offsets.is_empty() {
+            let commit = Request::Commit { group, generation: place.generation, offsets };
+            if cluster.ask_table(&commit, deadline).await? != Response::Done {
+                let why = "the group has gone on to another generation".to_owned();
+                return Err(BackendError::Unavailable { why });
             }
         }
     }
