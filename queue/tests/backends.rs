@@ -42,10 +42,11 @@ enum Defect {
     CreatesAnything,
     ReturnsTooMany,
     BeginsAgain,
+    HearsOnlyWhileItWaits,
 }
 
 /// Which check finds it. Others may, too.
-const FOUND_BY: [(Defect, &str); 13] = [
+const FOUND_BY: [(Defect, &str); 14] = [
     (Defect::CommitsNothing, "commits_hold"),
     (Defect::CommitsByPolling, "uncommitted_records_come_again"),
     (Defect::SendsTwice, "positions_rise"),
@@ -59,6 +60,7 @@ const FOUND_BY: [(Defect, &str); 13] = [
     (Defect::CreatesAnything, "topics_are_created_once"),
     (Defect::ReturnsTooMany, "members_share"),
     (Defect::BeginsAgain, "a_group_begins_once"),
+    (Defect::HearsOnlyWhileItWaits, "a_poll_need_not_wait"),
 ];
 
 /// The embedded queue with a defect.
@@ -144,6 +146,9 @@ impl Producer for FaultyProducer {
 #[async_trait]
 impl Consumer for FaultyConsumer {
     async fn poll(&mut self, max_wait: Duration) -> Result<Vec<Received>, BackendError> {
+        if self.defect == Defect::HearsOnlyWhileItWaits && max_wait.is_zero() {
+            return Ok(Vec::new());
+        }
         let max_wait = if self.defect == Defect::AnswersEarly { Duration::ZERO } else { max_wait };
         let polled = self.inner.poll(max_wait).await?;
         match self.defect {

@@ -21,6 +21,7 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("a_dropped_poll_loses_nothing", |lab| Box::pin(a_dropped_poll_loses_nothing(lab))),
     ("a_new_group_may_begin_at_the_end", |lab| Box::pin(a_new_group_may_begin_at_the_end(lab))),
     ("a_group_begins_once", |lab| Box::pin(a_group_begins_once(lab))),
+    ("a_poll_need_not_wait", |lab| Box::pin(a_poll_need_not_wait(lab))),
 ];
 
 fn no_key(number: usize) -> String {
@@ -233,4 +234,18 @@ async fn a_group_begins_once(lab: Lab) -> Verdict {
     let mut second = lab.open(&subscription).await?;
     let read = read(&mut second, 4).await?;
     ensure(numbers(&read) == [5, 6, 7, 8], || format!("{:?}", numbers(&read)))
+}
+
+/// A member whose polls do not wait joins, and is given records (KIP-266).
+async fn a_poll_need_not_wait(lab: Lab) -> Verdict {
+    let (topic, producer) = lab.topic("t", 1).await?;
+    send(&producer, &topic, 0..3, no_key).await?;
+    let mut member = lab.member("g", &topic).await?;
+    let (mut came, until) = (Vec::new(), Instant::now() + PATIENCE);
+    while came.len() < 3 {
+        ensure(Instant::now() < until, || format!("{} of 3 records came", came.len()))?;
+        came.extend(said("poll", member.poll(Duration::ZERO).await)?);
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    ensure(numbers(&came) == [0, 1, 2], || format!("{:?}", numbers(&came)))
 }
