@@ -369,7 +369,9 @@ pub struct ConsumerConfig {
     pub topics: Vec<String>,
     /// A static member: its name in the group, 1 to 249 bytes. It does not leave when it is
     /// dropped, and one of the same name that comes within `session_timeout` takes its place and
-    /// its partitions. Default none.
+    /// its partitions; the one before is told ([`ConsumeError::Replaced`]). Default none.
+    ///
+    /// [`ConsumeError::Replaced`]: crate::ConsumeError::Replaced
     pub instance: Option<String>,
     /// How partitions are divided. Default [`Assignor::CooperativeSticky`].
     pub assignor: Assignor,

@@ -61,6 +61,8 @@ struct Membership {
     failures_seen: u64,
     /// The caller has been told that it is about to lose partitions.
     is_told: bool,
+    /// Another static member of its name has taken its place.
+    is_replaced: bool,
 }
 
 #[derive(Debug, Default)]
@@ -143,9 +145,15 @@ impl Queue {
                 let group = self.shared.groups.group(self, name, &config)?;
                 let changes = group.changes();
                 let (generation, failures_seen) = (0, 0);
-                let is_told = false;
-                let member = None;
-                Some(Membership { group, changes, member, generation, failures_seen, is_told })
+                Some(Membership {
+                    group,
+                    changes,
+                    member: None,
+                    generation,
+                    failures_seen,
+                    is_told: false,
+                    is_replaced: false,
+                })
             }
             _ => None,
         };
@@ -568,6 +576,7 @@ impl Consumer {
             match standing {
                 Err(GroupRejected::TooManyMembers | GroupRejected::UnknownMember) => {
                     self.lose_all();
+                    self.check_replaced()?;
                     self.join(BTreeSet::new())?;
                 }
                 // A transaction of records that are returned now would name a generation that is
@@ -659,8 +668,11 @@ impl Consumer {
         self.news.lost.extend(self.cursors.keys().map(name_of));
         self.cursors.clear();
         if let Some(membership) = &mut self.membership {
-            membership.member = None;
+            let was_member = membership.member.take().is_some();
             membership.generation = 0;
+            if let Some(instance) = &self.config.instance {
+                membership.is_replaced |= was_member && membership.group.has_instance(instance);
+            }
         }
     }
 

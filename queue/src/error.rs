@@ -511,6 +511,13 @@ pub enum ConsumeError {
         /// The limit.
         limit: usize,
     },
+    /// Another static member of the same name has taken its place. Drop this one: it is a member no
+    /// more, and polls go on to say so.
+    #[error("another static member {instance:?} has taken its place")]
+    Replaced {
+        /// The name.
+        instance: String,
+    },
     /// A batch cannot be unpacked. To go on behind it, seek to `next_offset`.
     #[error("{partition}: the batch at offset {offset} cannot be read: {error}")]
     Undecodable {

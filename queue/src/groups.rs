@@ -188,6 +188,11 @@ impl Group {
         self.changed.subscribe()
     }
 
+    /// Whether there is a static member of this name.
+    pub(crate) fn has_instance(&self, instance: &str) -> bool {
+        self.inner.lock().coordinator.has_instance(instance)
+    }
+
     pub(crate) fn members(&self) -> usize {
         self.inner.lock().coordinator.members()
     }

@@ -413,6 +413,33 @@ async fn a_group_that_began_at_the_end_reads_what_retention_has_left() {
     assert_eq!(settle(&mut [&mut second]).await.concat().len(), 3, "of offsets 4 to 6");
 }
 
+/// Two processes with one static name do not take the place from each other for ever: the earlier
+/// one is told (KIP-345).
+#[tokio::test(start_paused = true)]
+async fn a_static_member_that_was_replaced_is_told_and_takes_nothing_back() {
+    let queue = open();
+    let t = topic(&queue, "t", 2).await;
+    let mut config = member(Assignor::CooperativeSticky, Guarantee::AtLeastOnce);
+    config.instance = Some("a".to_owned());
+    let mut old = queue.consumer(config.clone()).expect("a consumer");
+    settle(&mut [&mut old]).await;
+    let mut new = queue.consumer(config.clone()).expect("a consumer");
+    settle(&mut [&mut new]).await;
+    assert_eq!(owned(&new).len(), 2);
+    for _ in 0..3 {
+        let error = old.poll(SECOND).await.expect_err("it has been replaced");
+        assert_eq!(error, ConsumeError::Replaced { instance: "a".to_owned() });
+        assert!(owned(&old).is_empty());
+    }
+    fill(&queue, &t, 1).await;
+    assert_eq!(settle(&mut [&mut new]).await.concat().len(), 2);
+    // One whose session has ended, and whose place nobody took, comes back.
+    drop(old);
+    tokio::time::advance(30 * SECOND).await;
+    settle(&mut [&mut new]).await;
+    assert_eq!(owned(&new).len(), 2);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_damaged_partition_keeps_no_member_from_the_others() {
     let disk = CrashFiles::new(11);

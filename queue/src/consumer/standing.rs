@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::{Consumer, Membership};
 use crate::config::Start;
 use crate::core::group::Standing;
-use crate::error::CommitError;
+use crate::error::{CommitError, ConsumeError};
 use crate::transaction::GroupOffsets;
 
 impl Consumer {
@@ -31,6 +31,16 @@ impl Consumer {
             }
             Err(CommitError::StaleGeneration { .. }) => Ok(false),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Two of one name would take the place from each other for ever.
+    pub(super) fn check_replaced(&self) -> Result<(), ConsumeError> {
+        match (&self.membership, &self.config.instance) {
+            (Some(Membership { is_replaced: true, .. }), Some(instance)) => {
+                Err(ConsumeError::Replaced { instance: instance.clone() })
+            }
+            _ => Ok(()),
         }
     }
 

@@ -224,6 +224,11 @@ impl Coordinator {
         self.members.is_empty()
     }
 
+    pub(crate) fn has_instance(&self, instance: &str) -> bool {
+        let mut instances = self.members.values().map(|member| member.instance.as_deref());
+        instances.any(|known| known == Some(instance))
+    }
+
     pub(crate) fn members(&self) -> usize {
         self.members.len()
     }
