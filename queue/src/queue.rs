@@ -336,13 +336,13 @@ impl Shared {
         counters.next_number = numbers.end;
         let store = |number| Ok((number, self.writer.store().partition(number)?));
         let stores = numbers.clone().map(store).collect::<Result<Vec<_>, StoreError>>()?;
-        let retention = config.retention;
+        let (max_bytes, max_age_ms) = TopicEntry::limits(config.retention);
         let ms = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
         let entry = TopicEntry {
             first_number: numbers.start,
             partitions: config.partitions,
-            max_bytes: retention.max_bytes.unwrap_or(u64::MAX),
-            max_age_ms: retention.max_age.map_or(u64::MAX, ms),
+            max_bytes,
+            max_age_ms,
             min_lag_ms: config.compaction.map_or(u64::MAX, |at| ms(at.min_lag)),
             min_tombstone_age_ms: config.compaction.map_or(0, |at| ms(at.min_tombstone_age)),
         };
@@ -395,14 +395,11 @@ impl Topic {
         let first_number = entry.first_number;
         let slots = stores.map(slot).collect();
         let limit = |limit: u64| (limit != u64::MAX).then_some(limit);
-        let retention = Retention {
-            max_bytes: limit(entry.max_bytes),
-            max_age: limit(entry.max_age_ms).map(Duration::from_millis),
-        };
         let compaction = limit(entry.min_lag_ms).map(|min_lag| Compaction {
             min_lag: Duration::from_millis(min_lag),
             min_tombstone_age: Duration::from_millis(entry.min_tombstone_age_ms),
         });
+        let retention = entry.retention();
         let config = TopicConfig { partitions: entry.partitions, retention, compaction };
         Self { shared: Arc::new(TopicShared { name, config, first_number, slots }) }
     }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use voussoir_journal::{Batch as Records, Commit, Log};
 
-use crate::core::entry::{Change, Key};
+use crate::core::entry::Change;
 use crate::core::table::{StagedChanges, Table, View};
 use crate::error::{OpenError, ProduceError, StoreError};
 use crate::format::Batch;
@@ -449,17 +449,9 @@ fn plan(
     if !group.planned.is_empty() {
         let (bytes, extents) = clean;
         let staged = &mut group.staged;
-        group.release = table.clean(staged, bytes, extents, |key| is_live(table, key));
+        group.release = table.clean(staged, bytes, extents);
     }
     group
-}
-
-/// Whether an entry still says something: offsets of a partition that is gone do not.
-fn is_live(table: &Table, key: &Key) -> bool {
-    match key {
-        Key::Offset(_, number) => table.has_partition(*number),
-        _ => true,
-    }
 }
 
 impl Shared {

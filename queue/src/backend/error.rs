@@ -93,7 +93,7 @@ impl BackendError {
     }
 
     /// What an error of the embedded queue is here.
-    fn of(error: &dyn std::fmt::Display, outcome: Outcome, is_retryable: bool) -> Self {
+    pub(super) fn of(error: &dyn std::fmt::Display, outcome: Outcome, is_retryable: bool) -> Self {
         let why = error.to_string();
         match (outcome, is_retryable) {
             (Outcome::Unknown, _) => Self::Unknown { why },

@@ -12,7 +12,11 @@
 //! | 5 transactional id | name | producer id (8), epoch (2), transactions committed (8) |
 //! | 6 side log | name | number of the log (4) |
 
+use std::time::Duration;
+
 use bytes::{Buf, BufMut, Bytes};
+
+use crate::config::Retention;
 
 const VERSION: u8 = 1;
 /// The longest name, as in Kafka, in bytes.
@@ -180,6 +184,20 @@ value! {
         epoch: i16,
         /// Transactions that have been committed.
         committed: u64,
+    }
+}
+
+impl TopicEntry {
+    /// Bytes and ms that an entry has for a retention.
+    pub(crate) fn limits(retention: Retention) -> (u64, u64) {
+        let ms = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        (retention.max_bytes.unwrap_or(u64::MAX), retention.max_age.map_or(u64::MAX, ms))
+    }
+
+    pub(crate) fn retention(&self) -> Retention {
+        let limit = |limit: u64| (limit != u64::MAX).then_some(limit);
+        let max_age = limit(self.max_age_ms).map(Duration::from_millis);
+        Retention { max_bytes: limit(self.max_bytes), max_age }
     }
 }
 

@@ -99,6 +99,14 @@ impl Table {
         topic.is_some_and(|(first, partitions)| number - first < *partitions)
     }
 
+    /// Whether an entry still says something: offsets of a partition that is gone do not.
+    fn is_live(&self, key: &Key) -> bool {
+        match key {
+            Key::Offset(_, number) => self.has_partition(*number),
+            _ => true,
+        }
+    }
+
     /// All topics, in the order of their names.
     pub(crate) fn topics(&self) -> impl Iterator<Item = (&Key, TopicEntry)> {
         let topics = self.from(Key::Topic(String::new()));
@@ -146,15 +154,14 @@ impl Table {
     /// and returns the position before which nothing is live then.
     ///
     /// A round over the log takes fewer changes than half of the live entries, so that the log has
-    /// at most about two and a half records for each of them. Entries that are not live for
-    /// `is_live` are removed. Takes about `max_bytes` along at most. The log spans `extents`
+    /// at most about two and a half records for each of them. Offsets of partitions that are gone
+    /// are removed. Takes about `max_bytes` along at most. The log spans `extents`
     /// segments of the journal.
     pub(crate) fn clean(
         &self,
         staged: &mut StagedChanges,
         max_bytes: usize,
         extents: usize,
-        is_live: impl Fn(&Key) -> bool,
     ) -> Option<u64> {
         let fresh = staged.changes.len();
         let records = self.bounds.end - self.bounds.start + fresh as u64;
@@ -172,7 +179,7 @@ impl Table {
                 return Some(*position);
             }
             room -= 1;
-            let value = self.get(key).filter(|_| is_live(key)).cloned();
+            let value = self.get(key).filter(|_| self.is_live(key)).cloned();
             let change = Change { key: key.clone(), value };
             bytes += change.len_bytes();
             staged.push(change);
@@ -234,7 +241,7 @@ mod tests {
                     };
                     staged.push(Change { key, value });
                 }
-                let release = table.clean(&mut staged, 1 << 20, 1, |_| true);
+                let release = table.clean(&mut staged, 1 << 20, 1);
                 for change in staged.changes {
                     log.insert(table.bounds().end, change.clone());
                     table.apply(change);

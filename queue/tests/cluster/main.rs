@@ -15,7 +15,7 @@ use voussoir_queue::backend::{
     Backend, BackendError, Consumer, Delivery, Need, Producer, Received, Subscription,
 };
 use voussoir_queue::testing::conformance;
-use voussoir_queue::{Murmur2, Outcome, Partitioner, Record};
+use voussoir_queue::{Murmur2, Outcome, Partitioner, Record, Retention};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -310,4 +310,168 @@ async fn what_is_not_there_is_refused_by_type() {
     let mut other = queue.consumer(other).await.expect("it has not joined yet");
     let error = other.poll(SECOND).await.expect_err("members have the same");
     assert!(matches!(error, BackendError::Mismatch { field: "processing_timeout", .. }), "{error}");
+}
+
+/// A topic that is deleted goes from every node, also from one that was away, and takes nothing
+/// else along: groups that read it go on with their other topics. One of the same name begins anew.
+#[tokio::test(start_paused = true)]
+async fn a_deleted_topic_goes_from_every_node_and_can_be_created_again() {
+    let mut cluster = Cluster::new(9, 5 * SECOND).await;
+    let leader = cluster.settled().await;
+    let mut others = NODES.into_iter().filter(|id| *id != leader);
+    let (here, away) = (others.next().expect("one"), others.next().expect("another"));
+    let queue = cluster.queue(here);
+    queue.create_topic("t", 2).await.expect("a topic");
+    queue.create_topic("u", 1).await.expect("a topic");
+    let producer = queue.producer().await.expect("a producer");
+    send(&producer, "t", 0..10).await;
+    let mut member = queue.consumer(Subscription::new("g", ["t", "u"])).await.expect("a member");
+    assert_eq!(read(&mut member, 10).await.len(), 10);
+    member.commit().await.expect("it is stored");
+    send(&producer, "t", 10..12).await;
+    assert_eq!(read(&mut member, 2).await.len(), 2);
+    cluster.kill(away, true);
+
+    queue.delete_topic("t").await.expect("it is deleted");
+    let unknown = BackendError::UnknownTopic { topic: "t".to_owned() };
+    assert_eq!(queue.delete_topic("t").await, Err(unknown.clone()));
+    assert_eq!(producer.send_one("t", Record::new("late")).await, Err(unknown.clone()));
+    let refused = queue.consumer(Subscription::new("h", ["t"])).await;
+    assert_eq!(refused.err(), Some(unknown));
+    send(&producer, "u", 20..21).await;
+    let came = member.poll(SECOND).await.expect("no error for what was deleted");
+    assert_eq!(values(&came), ["20"]);
+    member.commit().await.expect("what is left of it is stored");
+
+    queue.create_topic("t", 3).await.expect("another topic");
+    send(&producer, "t", 30..40).await;
+    let came = read(&mut member, 10).await;
+    let mut numbers = values(&came);
+    numbers.sort_unstable();
+    let expected: Vec<_> = (30..40).map(|number| number.to_string()).collect();
+    assert_eq!(numbers, expected, "nothing of the old topic, and all of the new one");
+    assert!(came.iter().any(|read| read.position.offset == 0), "offsets begin anew");
+    member.commit().await.expect("it is stored");
+
+    cluster.start(away).await;
+    // The table, the second topic and the new one: no number is used again.
+    let expected = vec![0, 3, 4, 5, 6];
+    let until = Instant::now() + 30 * SECOND;
+    for id in NODES {
+        // Ends: when the node has come to know of it.
+        while cluster.groups(id) != (expected.clone(), expected.clone()) {
+            assert!(Instant::now() < until, "node {id}: {:?}", cluster.groups(id));
+            sleep(100 * MS).await;
+        }
+    }
+}
+
+/// What retention does not keep goes on every node, whoever is asked to apply it; the rest stays.
+#[tokio::test(start_paused = true)]
+async fn retention_is_applied_by_whoever_leads() {
+    let mut cluster = Cluster::new(10, 5 * SECOND).await;
+    let queue = cluster.queue(1);
+    queue.create_topic("t", 2).await.expect("a topic");
+    queue.create_topic("kept", 1).await.expect("a topic");
+    let producer = queue.producer().await.expect("a producer");
+    let mut at = Vec::new();
+    for number in 0..200 {
+        let record = |key: u32| Record::new(vec![7; 1_000]).key(key.to_string());
+        at.push(producer.send_one("t", record(number)).await.expect("it is stored"));
+        producer.send_one("kept", record(number)).await.expect("it is stored");
+    }
+    let unknown = queue.set_retention("none", Retention::default()).await;
+    assert!(matches!(unknown, Err(BackendError::UnknownTopic { .. })), "{unknown:?}");
+    let mut retention = Retention::default();
+    retention.max_bytes = Some(20_000);
+    queue.set_retention("t", retention).await.expect("it is set");
+    // The nodes are others since.
+    for id in NODES {
+        cluster.kill(id, true);
+    }
+    for id in NODES {
+        cluster.start(id).await;
+    }
+    let apply = async |cluster: &Cluster, now_ms: i64| {
+        for id in NODES {
+            let failed = cluster.queue(id).apply_retention(now_ms).await;
+            assert!(failed.is_empty(), "{failed:?}");
+        }
+    };
+    let offsets = async |cluster: &Cluster, topic: &str, partition: u32| {
+        let mut seen = Vec::new();
+        for id in NODES {
+            let part = loop {
+                match cluster.queue(id).partition(topic, partition) {
+                    Some(part) => break part,
+                    None => sleep(10 * MS).await,
+                }
+            };
+            part.sync(Instant::now() + 10 * SECOND).await.expect("a majority is there");
+            seen.push(part.reader().offsets());
+        }
+        assert!(seen.windows(2).all(|two| two[0] == two[1]), "{seen:?}");
+        seen.remove(0)
+    };
+    for partition in 0..2 {
+        offsets(&cluster, "t", partition).await;
+    }
+    apply(&cluster, 0).await;
+    for partition in 0..2 {
+        let kept = offsets(&cluster, "t", partition).await;
+        let sent = at.iter().filter(|at| at.partition == partition).count() as u64;
+        assert_eq!(kept.end, sent);
+        let left = kept.end - kept.start;
+        assert!((19..=21).contains(&left), "{left} of {sent} records of 1,000 bytes are left");
+    }
+    assert_eq!(offsets(&cluster, "kept", 0).await, 0..200);
+
+    retention.max_age = Some(3_600 * SECOND);
+    cluster.queue(2).set_retention("t", retention).await.expect("it is set");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after");
+    let now_ms = i64::try_from(now.as_millis()).expect("it fits");
+    apply(&cluster, now_ms).await;
+    assert!(!offsets(&cluster, "t", 0).await.is_empty(), "they are young");
+    apply(&cluster, now_ms + 2 * 3_600_000).await;
+    assert!(offsets(&cluster, "t", 0).await.is_empty(), "they are old");
+    assert_eq!(offsets(&cluster, "kept", 0).await, 0..200);
+    // A group that begins at the beginning, and one that stands before it, read what is left.
+    let mut member = cluster.queue(3).consumer(Subscription::new("g", ["t"])).await.expect("one");
+    let producer = cluster.queue(3).producer().await.expect("a producer");
+    send(&producer, "t", 0..4).await;
+    assert_eq!(read(&mut member, 4).await.len(), 4);
+}
+
+/// A node that was cut off for so long that the table no longer says what was deleted meanwhile
+/// sees that it is not there.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_has_missed_a_deletion_deletes_the_topic_all_the_same() {
+    let cluster = Cluster::new(11, 5 * SECOND).await;
+    let leader = cluster.settled().await;
+    let away = NODES.into_iter().find(|id| *id != leader).expect("another one");
+    let queue = cluster.queue(leader);
+    for topic in ["t", "u"] {
+        queue.create_topic(topic, 1).await.expect("a topic");
+    }
+    let until = Instant::now() + 30 * SECOND;
+    // Ends: when the node has come to know of them.
+    while cluster.groups(away).0 != [0, 1, 2] {
+        assert!(Instant::now() < until, "{:?}", cluster.groups(away));
+        sleep(10 * MS).await;
+    }
+    let before = cluster.queue(away).table().reader().offsets().end;
+    cluster.network.isolate(away);
+    queue.delete_topic("t").await.expect("it is deleted");
+    // Ends: when the log of the table has been cleaned.
+    while queue.table().reader().offsets().start <= before {
+        drop(queue.producer().await.expect("an id of it"));
+    }
+    cluster.network.heal();
+    let until = Instant::now() + 60 * SECOND;
+    // Ends: when the node has come to know of it.
+    while cluster.groups(away) != (vec![0, 2], vec![0, 2]) {
+        assert!(Instant::now() < until, "{:?}", cluster.groups(away));
+        sleep(100 * MS).await;
+    }
+    assert!(cluster.queue(away).partition("t", 0).is_none());
 }

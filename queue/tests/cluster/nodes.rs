@@ -32,6 +32,7 @@ pub(crate) struct Cluster {
 
 pub(crate) struct Running {
     pub(crate) node: Node,
+    pub(crate) journal: Journal,
     pub(crate) queue: Replicated,
     is_alive: Arc<AtomicBool>,
 }
@@ -90,7 +91,7 @@ impl Cluster {
             Replicated::create(&journal, &config).expect("a new node");
         }
         let queue = Replicated::start(&node, net, &journal, config).await.expect("it starts");
-        self.running.insert(id, Running { node, queue, is_alive });
+        self.running.insert(id, Running { node, journal, queue, is_alive });
     }
 
     /// The process ends at once, and with `power` the machine. What it still does reaches nobody.
@@ -109,6 +110,13 @@ impl Cluster {
 
     pub(crate) fn queue(&self, id: u64) -> Replicated {
         self.running[&id].queue.clone()
+    }
+
+    /// The groups of raft that run on a node, and those that have data in its journal.
+    pub(crate) fn groups(&self, id: u64) -> (Vec<u64>, Vec<u64>) {
+        let Running { node, journal, .. } = &self.running[&id];
+        let stored = journal.logs_of("raft.state");
+        (node.groups(), stored.into_iter().map(|log| log.name.id).collect())
     }
 
     /// Who leads the table, as most nodes see it.

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
 use super::wire::{Beat, Member, Place as Placed, Request, Response};
-use super::{ATTEMPT, Cluster, NAME, READ_LEASE, Topic, beat_after, failure, unexpected};
+use super::{ATTEMPT, Cluster, NAME, READ_LEASE, beat_after, failure, unexpected};
 use crate::backend::{
     BackendError, Consumer, Delivery, Need, Output, Position, Received, Refused, Subscription,
 };
@@ -34,7 +34,6 @@ type Heard = Result<Response, BackendError>;
 pub(super) struct ReplicatedConsumer {
     cluster: Arc<Cluster>,
     subscription: Subscription,
-    topics: BTreeMap<Arc<str>, Topic>,
     instance: String,
     member: Option<Member>,
     /// In which it was given what it reads. 0 while nothing was given.
@@ -68,19 +67,13 @@ struct Held {
 }
 
 impl ReplicatedConsumer {
-    pub(super) fn new(
-        cluster: Arc<Cluster>,
-        subscription: Subscription,
-        topics: BTreeMap<Arc<str>, Topic>,
-        number: u64,
-    ) -> Self {
+    pub(super) fn new(cluster: Arc<Cluster>, subscription: Subscription, number: u64) -> Self {
         // Nobody else has it, in this life of the node or in another one.
         let began = crate::work::time_of_day();
         let instance = format!("{}-{began}-{number}", cluster.config.group.id);
         Self {
             cluster,
             subscription,
-            topics,
             instance,
             member: None,
             generation: 0,
@@ -116,21 +109,16 @@ impl ReplicatedConsumer {
             owned: self.owned.clone().filter(|_| self.member.is_some()),
         });
         // Where nothing is stored, a group that begins at the end begins where that is now.
-        let is_latest = self.subscription.start == Start::Latest;
-        let unknown = |(place, _): &(Place, u32)| is_latest && !self.held.contains_key(place);
-        let ends: BTreeSet<u32> = self.numbers().filter(unknown).map(|(_, at)| at).collect();
+        let mut ends = BTreeSet::new();
+        if self.subscription.start == Start::Latest {
+            let topics = &self.subscription.topics;
+            ends.extend(topics.iter().flat_map(|topic| self.cluster.numbers(topic)));
+            ends.retain(|number| self.held.values().all(|held| held.cursor.number != *number));
+        }
         let cluster = Arc::clone(&self.cluster);
         let group = self.subscription.group.clone();
         let asked = tokio::spawn(async move { beat(&cluster, &request, group, &ends).await });
         self.asking = Some((now, asked));
-    }
-
-    /// All partitions of its topics, with their numbers.
-    fn numbers(&self) -> impl Iterator<Item = (Place, u32)> {
-        self.topics.iter().flat_map(|(name, topic)| {
-            let places = 0..topic.entry.partitions;
-            places.map(|at| ((Arc::clone(name), at), topic.number(at)))
-        })
     }
 
     /// Takes the answer to a request that was begun at `asked_at`. Returns whether the caller may
@@ -149,7 +137,7 @@ impl ReplicatedConsumer {
                 self.reads_until = Some(may_read);
                 self.next_beat = now + beat_after(self.session());
                 self.owned = None;
-                self.adopt(generation, partitions);
+                self.adopt(generation, &partitions);
             }
             Response::Waiting { member } => {
                 let is_new = self.member != member;
@@ -208,32 +196,38 @@ impl ReplicatedConsumer {
     }
 
     /// Reads what it was given, from where the group stands.
-    fn adopt(&mut self, generation: u32, partitions: Vec<(u32, Option<u64>)>) {
-        let place_of: BTreeMap<u32, Place> =
-            self.numbers().map(|(place, number)| (number, place)).collect();
-        let given: BTreeMap<Place, (u32, Option<u64>)> = partitions
-            .into_iter()
-            .filter_map(|(at, stored)| Some((place_of.get(&at)?.clone(), (at, stored))))
-            .collect();
+    fn adopt(&mut self, generation: u32, partitions: &[(u32, Option<u64>)]) {
         let is_over = std::mem::take(&mut self.is_over);
+        let given: BTreeSet<u32> = partitions.iter().map(|(number, _)| *number).collect();
         // Never from a position of an earlier membership: another member may have gone on since.
-        let is_gone = |place: &Place| is_over || !given.contains_key(place);
-        let gone = self.held.keys().filter(|place| is_gone(place)).cloned().collect();
+        let is_gone = |held: &Held| is_over || !given.contains(&held.cursor.number);
+        let gone = self.held.iter().filter(|(_, held)| is_gone(held));
+        let gone = gone.map(|(place, _)| place.clone()).collect();
         self.give_up(&gone);
         self.going.clear();
         self.generation = generation;
-        for (place, (number, stored)) in given {
-            if self.held.contains_key(&place) {
-                continue;
-            }
-            let part =
-                self.topics.get(&place.0).and_then(|topic| topic.parts.get(place.1 as usize));
-            let Some(part) = part.cloned().flatten() else { continue };
+        let kept: BTreeSet<u32> = self.held.values().map(|held| held.cursor.number).collect();
+        for (number, stored) in partitions.iter().filter(|(number, _)| !kept.contains(number)) {
+            // What this node does not know yet is given again with the next answer.
+            let Some((place, part)) = self.cluster.part(*number) else { continue };
             let reader = part.reader().clone();
             let at = stored.unwrap_or_else(|| reader.offsets().start);
-            let cursor = Cursor::new(number, reader, at);
+            let cursor = Cursor::new(*number, reader, at);
             self.held.insert(place, Held { cursor, committed: at });
         }
+    }
+
+    /// Forgets partitions of topics that were deleted: nobody else is given those.
+    fn forget_deleted(&mut self) {
+        let Self { cluster, held, polled, .. } = self;
+        held.retain(|place, held| {
+            let is_closed = held.cursor.partition.is_stopped();
+            let is_there = !is_closed || cluster.part(held.cursor.number).is_some();
+            if !is_there {
+                polled.remove(place);
+            }
+            is_there
+        });
     }
 
     /// Waits for the answer of a request, or until a partition has records, at most until `until`.
@@ -246,7 +240,7 @@ impl ReplicatedConsumer {
         until: Instant,
         for_records: bool,
     ) -> Result<Result<bool, BackendError>, BackendError> {
-        let Self { asking, held, .. } = self;
+        let Self { asking, held, cluster, .. } = self;
         let woken = poll_fn(|context| {
             if let Some((_, asked)) = asking
                 && let Poll::Ready(heard) = Pin::new(asked).poll(context)
@@ -254,8 +248,13 @@ impl ReplicatedConsumer {
                 return Poll::Ready(Ok(Some(heard)));
             }
             for held in held.values_mut().filter(|_| for_records) {
-                if let Poll::Ready(woken) = held.cursor.poll_wait(context) {
-                    return Poll::Ready(woken.map(|()| None));
+                match held.cursor.poll_wait(context) {
+                    Poll::Pending => {}
+                    // Its topic was deleted.
+                    Poll::Ready(Err(_)) if cluster.part(held.cursor.number).is_none() => {
+                        return Poll::Ready(Ok(None));
+                    }
+                    Poll::Ready(woken) => return Poll::Ready(woken.map(|()| None)),
                 }
             }
             Poll::Pending
@@ -442,7 +441,7 @@ async fn beat(cluster: &Cluster, request: &Request, group: String, ends: &BTreeS
         for (number, stored) in &mut place.partitions {
             if stored.is_none()
                 && ends.contains(number)
-                && let Some(part) = cluster.part(*number)
+                && let Some((_, part)) = cluster.part(*number)
             {
                 let synced = part.sync(deadline).await;
                 synced.map_err(|error| BackendError::Unavailable { why: error.to_string() })?;
@@ -482,6 +481,7 @@ impl Consumer for ReplicatedConsumer {
             if self.next_beat <= now {
                 self.ask();
             }
+            self.forget_deleted();
             let may_read = self.may_read();
             let records = if may_read { self.take_records()? } else { Vec::new() };
             if !records.is_empty() {

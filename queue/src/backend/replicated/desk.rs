@@ -221,6 +221,22 @@ impl Desk {
             Request::CreateTopic { name, partitions } => {
                 self.create_topic(reign, staged, &name, partitions)
             }
+            Request::DeleteTopic { name, first_number } => {
+                if reign.topic(staged, &name, first_number).is_some() {
+                    staged.push(Change::remove(Key::Topic(name)));
+                }
+                Response::Done
+            }
+            Request::SetRetention { name, first_number, max_bytes, max_age_ms } => {
+                match reign.topic(staged, &name, first_number) {
+                    Some(entry) => {
+                        let entry = TopicEntry { max_bytes, max_age_ms, ..entry };
+                        staged.push(Change::put(Key::Topic(name), &entry));
+                        Response::Done
+                    }
+                    None => Response::NoTopic,
+                }
+            }
             Request::NewProducer => {
                 let mut counters = counters(View { table: &reign.table, staged });
                 let id = counters.next_producer;
@@ -423,7 +439,7 @@ impl Reign {
         if staged.changes.is_empty() {
             return Ok(());
         }
-        let release = self.table.clean(&mut staged, self.max_bytes() / 2, 1, |_| true);
+        let release = self.table.clean(&mut staged, self.max_bytes() / 2, 1);
         let mut batch = BatchBuilder::new().max_bytes(self.partition.max_batch_bytes());
         for change in &staged.changes {
             batch.push(&Record::new(change.encode()))?;
@@ -503,7 +519,15 @@ impl Reign {
         Some(generation)
     }
 
+    /// The topic of this name whose first partition has this number.
+    fn topic(&self, staged: &StagedChanges, name: &str, first_number: u32) -> Option<TopicEntry> {
+        let view = View { table: &self.table, staged };
+        let entry = TopicEntry::read(view.get(&Key::Topic(name.to_owned()))?)?;
+        (entry.first_number == first_number).then_some(entry)
+    }
+
     /// Stages offsets of a generation, unless it is over. None goes back: a request may come late.
+    /// Those of a topic that was deleted are passed over.
     fn commit(
         &self,
         staged: &mut StagedChanges,
@@ -515,7 +539,8 @@ impl Reign {
         if generation != current {
             return Response::Stale { current };
         }
-        if let Some((number, _)) = offsets.iter().find(|(at, _)| !self.table.has_partition(*at)) {
+        let next_number = counters(View { table: &self.table, staged }).next_number;
+        if let Some((number, _)) = offsets.iter().find(|(number, _)| *number >= next_number) {
             return Response::Rejected { why: format!("there is no partition {number}") };
         }
         let limit = self.max_bytes();
@@ -525,7 +550,7 @@ impl Reign {
         if offsets.iter().map(|at| change(at).len_bytes()).sum::<usize>() > limit {
             return Response::Rejected { why: format!("the offsets take more than {limit} bytes") };
         }
-        for at in offsets {
+        for at in offsets.iter().filter(|(number, _)| self.table.has_partition(*number)) {
             let change = change(at);
             let view = View { table: &self.table, staged };
             let stored = view.get(&change.key).and_then(|value| u64::read(value));

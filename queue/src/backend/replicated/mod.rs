@@ -23,13 +23,18 @@
 //!   leader confirms by a majority that it leads before it tells a member anything, and members ask
 //!   twice a second.
 //!
-//! A topic has the partitions, voters and limits of the cluster; nothing releases its records by
-//! age or size: [`Replicated::partition`] is where an operator does. All batches are in the memory
-//! of each node, up to [`ReplicatedConfig::max_bytes`] of a partition.
+//! - **Retention.** A topic keeps all its records until [`Replicated::set_retention`] says
+//!   otherwise; the leaders of its partitions let go of the others when the application calls
+//!   [`Replicated::apply_retention`]. All batches are in the memory of each node, up to
+//!   [`ReplicatedConfig::max_bytes`] of a partition.
+//! - **Deletion.** A topic is gone when the table says so ([`Replicated::delete_topic`]). Each node
+//!   stops the groups of partitions that no topic has, and deletes their logs, when it comes to
+//!   know of it and when it has started again.
 
 mod consumer;
 mod desk;
 mod producer;
+mod topics;
 mod wire;
 
 use std::collections::BTreeMap;
@@ -43,7 +48,7 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until};
 use voussoir_journal::Journal;
 use voussoir_net::{Channel, Class, Handler, Parts, Rejected, ServeError, Transport};
 use voussoir_raft::Node;
@@ -53,15 +58,16 @@ use super::{
     Backend, BackendError, Consumer, NO_MESSAGE_IDS, Need, Producer, Refused, Subscription,
     check_subscription,
 };
-use crate::config::{ProducerConfig, QueueConfig};
-use crate::core::entry::{Change, Key, TopicEntry, Value};
-use crate::error::{FetchError, Outcome, ProduceError, StoreError};
-use crate::format::{Batch, MAX_UNPACKED_BYTES};
-use crate::partition::Partition;
+use crate::config::{ProducerConfig, QueueConfig, Retention, TopicConfig};
+use crate::core::entry::TopicEntry;
+use crate::error::{ConsumeError, FetchError, Outcome, ProduceError, StoreError};
+use crate::format::Batch;
+use crate::queue::TopicPartition;
 use crate::raft::{LeadError, ReplicaConfig, ReplicaError, ReplicatedPartition};
 use consumer::ReplicatedConsumer;
 use desk::Desk;
 use producer::ReplicatedProducer;
+use topics::Topic;
 use wire::{Request, Response};
 
 const NAME: &str = "the replicated queue";
@@ -75,8 +81,6 @@ const ATTEMPT: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(20);
 /// The longest that a node does for a request from another one.
 const MAX_WITHIN: Duration = Duration::from_secs(60);
-/// Before a partition is started again that has not started.
-const RESTART: Duration = Duration::from_secs(1);
 
 /// How a node takes part in a cluster. The same on every node, but for [`group`](Self::group)`.id`.
 /// Start from [`ReplicatedConfig::new`] and change fields.
@@ -84,7 +88,9 @@ const RESTART: Duration = Duration::from_secs(1);
 #[non_exhaustive]
 pub struct ReplicatedConfig {
     /// What the groups are like, and this node. The table has the number
-    /// [`voussoir_raft::Config::group`], and partitions have those behind it.
+    /// [`voussoir_raft::Config::group`], and partitions have those behind it: give no other group
+    /// of the node or the journal a number from there on. What has the number of a partition that
+    /// was deleted is stopped, and its data are deleted.
     pub group: voussoir_raft::Config,
     /// The cluster: a disk of another one is refused.
     pub cluster: u128,
@@ -164,20 +170,6 @@ pub struct Replicated {
     cluster: Arc<Cluster>,
 }
 
-/// A topic, as this node knows it.
-#[derive(Clone, Debug)]
-struct Topic {
-    entry: TopicEntry,
-    /// Those of its partitions that have started here.
-    parts: Vec<Option<ReplicatedPartition>>,
-}
-
-impl Topic {
-    fn number(&self, partition: u32) -> u32 {
-        self.entry.first_number + partition
-    }
-}
-
 struct Cluster {
     config: ReplicatedConfig,
     node: Node,
@@ -185,6 +177,7 @@ struct Cluster {
     journal: Journal,
     table: ReplicatedPartition,
     desk: Arc<Desk>,
+    /// Those of the table that this node has come to.
     topics: RwLock<BTreeMap<Arc<str>, Topic>>,
     /// Behind the records of the table that `topics` shows.
     followed: watch::Sender<u64>,
@@ -251,7 +244,7 @@ impl Replicated {
         });
         let server = Server { cluster: Arc::downgrade(&cluster) };
         cluster.net.serve(cluster.config.service, Arc::new(server))?;
-        let follower = tokio::spawn(follow(Arc::downgrade(&cluster), reader));
+        let follower = tokio::spawn(topics::follow(Arc::downgrade(&cluster), reader));
         cluster.follower.get_or_init(|| follower.abort_handle());
         Ok(Self { cluster })
     }
@@ -261,151 +254,93 @@ impl Replicated {
         &self.cluster.table
     }
 
-    /// This node's part of a partition, once it knows the topic. To release records:
-    /// `partition(..)?.lead(deadline).await?.release_before(offset).await` on the node that leads.
+    /// This node's part of a partition, once it knows the topic.
     pub fn partition(&self, topic: &str, partition: u32) -> Option<ReplicatedPartition> {
         let topics = self.cluster.topics.read();
         topics.get(topic)?.parts.get(partition as usize)?.clone()
     }
-}
 
-/// Keeps up with the table: starts this node's parts of new topics.
-async fn follow(cluster: Weak<Cluster>, reader: Partition) {
-    let mut at = 0;
-    loop {
-        let Some(here) = cluster.upgrade() else { return };
-        if let Err(error) = here.read_table(&mut at) {
-            drop(here);
-            tracing::error!(target: "voussoir::queue", %error, "the table cannot be read");
-            sleep_until(Instant::now() + RESTART).await;
-            continue;
+    /// Deletes a topic with all its records, and what groups have stored about it. Each node
+    /// deletes its part when it comes to know of it, at the latest when it has started again: what
+    /// is sent until then may be answered as stored, and is deleted with the rest. Readers that
+    /// wait for its records wait for those of their other topics. A topic of the same name can be
+    /// created again: it has nothing in common with this one.
+    ///
+    /// # Errors
+    /// There is no such topic, or see [`BackendError`].
+    ///
+    /// # Cancel safety
+    /// The topic may be deleted all the same.
+    pub async fn delete_topic(&self, topic: &str) -> Result<(), BackendError> {
+        let cluster = &self.cluster;
+        let deadline = cluster.deadline();
+        let first_number = cluster.first_number(topic, deadline).await?;
+        let request = Request::DeleteTopic { name: topic.to_owned(), first_number };
+        match cluster.ask_table(&request, deadline).await? {
+            Response::Done => {
+                // It is deleted, whether this node has come to know it or not.
+                let _ = cluster.keep_up(deadline).await;
+                Ok(())
+            }
+            _ => Err(unexpected()),
         }
-        let (is_whole, wait) = (here.start_parts().await, reader.wait_for(at));
-        here.followed.send_replace(at);
-        drop(here);
-        let woken = if is_whole { Ok(wait.await) } else { timeout(RESTART, wait).await };
-        match woken {
-            Ok(Ok(())) | Err(_) => {}
-            // The node has stopped.
-            Ok(Err(FetchError::Closed)) => return,
-            Ok(Err(_)) => sleep_until(Instant::now() + RESTART).await,
+    }
+
+    /// Says what [`apply_retention`](Self::apply_retention) keeps of a topic, from now on. A topic
+    /// is created without a limit, and its partitions take no more than
+    /// [`ReplicatedConfig::max_bytes`], so give it fewer.
+    ///
+    /// # Errors
+    /// There is no such topic, or see [`BackendError`].
+    ///
+    /// # Cancel safety
+    /// It may be so all the same.
+    pub async fn set_retention(
+        &self,
+        topic: &str,
+        retention: Retention,
+    ) -> Result<(), BackendError> {
+        TopicConfig { retention, ..TopicConfig::default() }.validate()?;
+        let cluster = &self.cluster;
+        let deadline = cluster.deadline();
+        let first_number = cluster.first_number(topic, deadline).await?;
+        let (max_bytes, max_age_ms) = TopicEntry::limits(retention);
+        let name = topic.to_owned();
+        let request = Request::SetRetention { name, first_number, max_bytes, max_age_ms };
+        match cluster.ask_table(&request, deadline).await? {
+            Response::Done => cluster.keep_up(deadline).await,
+            Response::NoTopic => Err(BackendError::UnknownTopic { topic: topic.to_owned() }),
+            _ => Err(unexpected()),
         }
+    }
+
+    /// Lets go of what the retention of each topic does not keep, at `now_ms` (ms since the UNIX
+    /// epoch), in the partitions that this node leads. Returns the partitions that failed, and why:
+    /// the others are done. Call it from time to time, on every node.
+    ///
+    /// # Cancel safety
+    /// What was done stays done; the next call does the rest.
+    pub async fn apply_retention(&self, now_ms: i64) -> Vec<(TopicPartition, BackendError)> {
+        let mut failed = Vec::new();
+        for (place, retention, part) in self.cluster.retained() {
+            if part.leader() != Some(part.node()) {
+                continue;
+            }
+            let deadline = self.cluster.deadline();
+            if let Err(error) = retain(&part, retention, now_ms, deadline).await {
+                failed.push((place, error));
+            }
+        }
+        failed
     }
 }
 
 impl Cluster {
-    /// Takes over the topics of the table from `at` on.
-    fn read_table(&self, at: &mut u64) -> Result<(), String> {
-        let reader = self.table.reader();
-        // Ends: each round reads a batch, or leaves.
-        while *at < reader.offsets().end {
-            let fetched = match reader.fetch(*at, 1 << 20) {
-                // What is live was written again behind it.
-                Err(FetchError::OutOfRange { start, .. }) if start > *at => {
-                    *at = start;
-                    continue;
-                }
-                fetched => fetched.map_err(|error| error.to_string())?,
-            };
-            for record in fetched.records(MAX_UNPACKED_BYTES) {
-                let record = record.map_err(|error| error.to_string())?;
-                let change = Change::decode(record.value.unwrap_or_default())?;
-                let (Key::Topic(name), Some(value)) = (change.key, change.value) else { continue };
-                let Some(entry) = TopicEntry::read(&value) else { continue };
-                let parts = vec![None; entry.partitions as usize];
-                let mut topics = self.topics.write();
-                topics.entry(name.as_str().into()).or_insert(Topic { entry, parts });
-            }
-            *at = fetched.next_offset;
-        }
-        Ok(())
-    }
-
-    /// Starts the parts that have not started. Returns whether all have then.
-    async fn start_parts(&self) -> bool {
-        let mut missing = Vec::new();
-        for (name, topic) in &*self.topics.read() {
-            for (at, part) in topic.parts.iter().enumerate() {
-                if part.is_none() {
-                    missing.push((Arc::clone(name), at, topic.number(at as u32)));
-                }
-            }
-        }
-        let mut is_whole = true;
-        for (name, at, number) in missing {
-            match self.start_part(number).await {
-                Ok(part) => {
-                    let mut topics = self.topics.write();
-                    let place = topics.get_mut(&name).and_then(|topic| topic.parts.get_mut(at));
-                    if let Some(place) = place {
-                        *place = Some(part);
-                    }
-                }
-                Err(error) => {
-                    is_whole = false;
-                    let topic = &name;
-                    tracing::error!(target: "voussoir::queue", %topic, at, %error, "not started");
-                }
-            }
-        }
-        is_whole
-    }
-
-    async fn start_part(&self, number: u32) -> Result<ReplicatedPartition, ReplicatedError> {
-        use voussoir_raft::journal::OpenError::Absent;
-        let identity = self.config.identity(number);
-        let journal = self.journal.clone();
-        // The table is in the same journal, so this is not the node's disk without its data.
-        let open = move || match JournalStore::open(&journal, identity) {
-            Err(Absent { .. }) => JournalStore::create(&journal, identity),
-            opened => opened,
-        };
-        // It waits for the disk.
-        let log = match tokio::task::spawn_blocking(open).await {
-            Ok(opened) => opened?,
-            Err(_) => return Err(ReplicatedError::Stopped),
-        };
-        Ok(self.config.start(&self.node, number, log).await?)
-    }
-
-    /// The topic of this name, once this node has started all its partitions.
-    async fn topic(&self, name: &str, deadline: Instant) -> Result<Topic, BackendError> {
-        let known = || self.topics.read().get(name).cloned();
-        let is_whole = |topic: &Topic| topic.parts.iter().all(Option::is_some);
-        let mut followed = self.followed.subscribe();
-        if let Some(topic) = known().filter(is_whole) {
-            return Ok(topic);
-        }
-        let synced = self.table.sync(deadline).await;
-        synced.map_err(|error| BackendError::Unavailable { why: error.to_string() })?;
-        let end = self.table.reader().offsets().end;
-        let is_told = timeout_at(deadline, followed.wait_for(|at| *at >= end)).await.is_ok();
-        match known() {
-            Some(topic) if is_whole(&topic) => Ok(topic),
-            None if is_told => Err(BackendError::UnknownTopic { topic: name.to_owned() }),
-            _ => {
-                let why = format!("this node has not started all partitions of {name:?}");
-                Err(BackendError::Unavailable { why })
-            }
-        }
-    }
-
-    /// This node's part of the partition of a number.
-    fn part(&self, number: u32) -> Option<ReplicatedPartition> {
-        let topics = self.topics.read();
-        let topic = topics.values().find(|topic| {
-            number
-                .checked_sub(topic.entry.first_number)
-                .is_some_and(|at| at < topic.entry.partitions)
-        })?;
-        topic.parts.get((number - topic.entry.first_number) as usize)?.clone()
-    }
-
     /// Answers a request, as the node that it was sent to.
     async fn answer(&self, request: Request, deadline: Instant) -> Response {
         match request {
             Request::Append { number, batch } => {
-                let Some(part) = self.part(number) else {
+                let Some((_, part)) = self.part(number) else {
                     let why = "the partition has not started on this node".to_owned();
                     return Response::NotNow { why };
                 };
@@ -454,7 +389,7 @@ impl Cluster {
         // Ends: at the deadline, or with an answer.
         loop {
             if part.raft().stopped().is_some() {
-                let why = "this node has stopped".to_owned();
+                let why = "this node has stopped, or the topic was deleted".to_owned();
                 return (Response::Unable { why }, is_unknown);
             }
             if let Some(leader) = hint.take().or_else(|| part.leader()) {
@@ -586,7 +521,11 @@ impl Backend for Replicated {
         let deadline = cluster.deadline();
         let request = Request::CreateTopic { name: topic.to_owned(), partitions };
         match cluster.ask_table(&request, deadline).await? {
-            Response::Done => cluster.topic(topic, deadline).await.map(|_| ()),
+            Response::Done => {
+                // One of the same name that was deleted may be shown until then.
+                cluster.keep_up(deadline).await?;
+                cluster.topic(topic, deadline).await.map(|_| ())
+            }
             Response::Mismatch { found } => Err(BackendError::Mismatch {
                 what: format!("the topic {topic:?}"),
                 field: "partitions",
@@ -609,19 +548,32 @@ impl Backend for Replicated {
     ) -> Result<Box<dyn Consumer>, BackendError> {
         check_subscription(self, &subscription)?;
         let deadline = self.cluster.deadline();
-        let mut topics = BTreeMap::new();
         for name in &subscription.topics {
-            let topic = self.cluster.topic(name, deadline).await?;
-            topics.insert(name.as_str().into(), topic);
+            self.cluster.topic(name, deadline).await?;
         }
         let number = self.cluster.next_instance.fetch_add(1, Relaxed);
-        Ok(Box::new(ReplicatedConsumer::new(
-            Arc::clone(&self.cluster),
-            subscription,
-            topics,
-            number,
-        )))
+        Ok(Box::new(ReplicatedConsumer::new(Arc::clone(&self.cluster), subscription, number)))
     }
+}
+
+async fn retain(
+    part: &ReplicatedPartition,
+    retention: Retention,
+    now_ms: i64,
+    deadline: Instant,
+) -> Result<(), BackendError> {
+    let partition = match part.lead(deadline).await {
+        Ok(partition) => partition,
+        // Whoever leads does it.
+        Err(LeadError::NotLeader { .. }) => return Ok(()),
+        Err(error) => {
+            return Err(BackendError::of(&error, error.outcome(), error.is_retryable()));
+        }
+    };
+    let fetch_failed = |error: FetchError| BackendError::from(ConsumeError::Fetch(error));
+    let offset = partition.retention_offset_in_task(retention, now_ms).await;
+    let released = partition.release_before(offset.map_err(fetch_failed)?).await;
+    released.map_err(fetch_failed).map(|_| ())
 }
 
 async fn new_producer(cluster: &Cluster, deadline: Instant) -> Result<i64, BackendError> {

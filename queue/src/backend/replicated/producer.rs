@@ -11,8 +11,9 @@ use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 
+use super::topics::Topic;
 use super::wire::{Request, Response};
-use super::{Cluster, NAME, PAUSE, Topic, failure, new_producer, unexpected};
+use super::{Cluster, NAME, PAUSE, failure, new_producer, unexpected};
 use crate::backend::{BackendError, Position, Producer, refuse_message_id};
 use crate::error::Outcome;
 use crate::format::{Batch, BatchBuilder, Record};
@@ -90,6 +91,8 @@ impl ReplicatedProducer {
             epoch: 0,
             sequence: 0,
         };
+        // Those of topics that were deleted have served their time.
+        lanes.retain(|_, lane| lane.part.raft().stopped().is_none());
         let (cluster, inner) = (Arc::clone(&self.cluster), Mutex::new(inner));
         let lane = Arc::new(Lane { cluster, number, part, inner });
         lanes.insert(number, Arc::clone(&lane));

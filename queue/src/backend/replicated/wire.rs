@@ -48,6 +48,18 @@ pub(super) enum Request {
         name: String,
         partitions: u32,
     },
+    /// Delete the topic whose first partition has this number. Done when there is none any more.
+    DeleteTopic {
+        name: String,
+        first_number: u32,
+    },
+    /// Give that topic this retention, as [`TopicEntry`](crate::core::entry::TopicEntry) has it.
+    SetRetention {
+        name: String,
+        first_number: u32,
+        max_bytes: u64,
+        max_age_ms: u64,
+    },
     /// An id that no producer has had.
     NewProducer,
     Beat(Beat),
@@ -90,6 +102,8 @@ pub(super) enum Response {
     Waiting {
         member: Option<Member>,
     },
+    /// There is no such topic any more.
+    NoTopic,
     /// The member is none, or no longer.
     NoMember,
     /// The group's generation is another one.
@@ -167,6 +181,18 @@ impl Request {
                     out.put_u64_le(*offset);
                 });
             }
+            Self::DeleteTopic { name, first_number } => {
+                out.put_u8(7);
+                put_text(&mut out, name);
+                out.put_u32_le(*first_number);
+            }
+            Self::SetRetention { name, first_number, max_bytes, max_age_ms } => {
+                out.put_u8(8);
+                put_text(&mut out, name);
+                out.put_u32_le(*first_number);
+                out.put_u64_le(*max_bytes);
+                out.put_u64_le(*max_age_ms);
+            }
         }
         out.freeze()
     }
@@ -203,6 +229,16 @@ impl Request {
                 offsets: list(input, |input| {
                     Some((input.try_get_u32_le().ok()?, input.try_get_u64_le().ok()?))
                 })?,
+            },
+            7 => {
+                let name = text(input)?;
+                Self::DeleteTopic { name, first_number: input.try_get_u32_le().ok()? }
+            }
+            8 => Self::SetRetention {
+                name: text(input)?,
+                first_number: input.try_get_u32_le().ok()?,
+                max_bytes: input.try_get_u64_le().ok()?,
+                max_age_ms: input.try_get_u64_le().ok()?,
             },
             _ => return None,
         };
@@ -256,6 +292,7 @@ impl Response {
             Self::Unable { why } => put_reason(&mut out, 11, why),
             Self::Rejected { why } => put_reason(&mut out, 12, why),
             Self::Unknown { why } => put_reason(&mut out, 13, why),
+            Self::NoTopic => out.put_u8(14),
         }
         out.freeze()
     }
@@ -289,6 +326,7 @@ impl Response {
             11 => Self::Unable { why: text(input)? },
             12 => Self::Rejected { why: text(input)? },
             13 => Self::Unknown { why: text(input)? },
+            14 => Self::NoTopic,
             _ => return None,
         };
         input.is_empty().then_some(response)
@@ -384,6 +422,13 @@ mod tests {
         vec![
             Request::Append { number: 3, batch: Bytes::from_static(b"batch") },
             Request::CreateTopic { name: "orders".to_owned(), partitions: 4 },
+            Request::DeleteTopic { name: "orders".to_owned(), first_number: 3 },
+            Request::SetRetention {
+                name: "orders".to_owned(),
+                first_number: 3,
+                max_bytes: 1 << 40,
+                max_age_ms: u64::MAX,
+            },
             Request::NewProducer,
             Request::Beat(Beat { member: None, owned: None, ..beat.clone() }),
             Request::Beat(beat),
@@ -405,6 +450,7 @@ mod tests {
                 partitions: vec![(1, Some(2)), (4, None)],
             }),
             Response::Waiting { member: Some(MEMBER) },
+            Response::NoTopic,
             Response::NoMember,
             Response::Stale { current: 8 },
             Response::Mismatch { found: 3 },

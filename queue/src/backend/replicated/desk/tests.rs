@@ -167,3 +167,51 @@ async fn what_cannot_be_is_rejected_and_changes_nothing() {
     assert_eq!(create(&desk, "b", 1).await, Response::Done);
     assert!(matches!(create(&desk, "c", 1).await, Response::Rejected { .. }));
 }
+
+/// Offsets are of a topic's partitions, whose numbers no later topic has.
+#[tokio::test(start_paused = true)]
+async fn a_deleted_topic_takes_along_what_is_stored_about_it_and_nothing_else() {
+    let (_node, table) = table().await;
+    let desk = Desk::new(table, QueueConfig::default());
+    let delete = |first_number| Request::DeleteTopic { name: "t".to_owned(), first_number };
+    let retain = |first_number| {
+        let (name, max_bytes, max_age_ms) = ("t".to_owned(), 9, 8);
+        Request::SetRetention { name, first_number, max_bytes, max_age_ms }
+    };
+    assert_eq!(create(&desk, "t", 2).await, Response::Done);
+    assert_eq!(create(&desk, "u", 1).await, Response::Done);
+    let member = placed(&desk, beat("g", "one", None)).await.member;
+    assert_eq!(ask(&desk, commit("g", 1, &[(1, 5), (2, 1)])).await, Response::Done);
+    assert_eq!(ask(&desk, retain(1)).await, Response::Done);
+    // An attempt that was held up since a topic before this one.
+    assert_eq!(ask(&desk, delete(3)).await, Response::Done);
+    assert_eq!(create(&desk, "t", 2).await, Response::Done, "it is there");
+    assert_eq!(ask(&desk, delete(1)).await, Response::Done);
+    assert_eq!(ask(&desk, delete(1)).await, Response::Done, "it was sent again");
+    assert_eq!(ask(&desk, retain(1)).await, Response::NoTopic);
+    // Its member does not know yet.
+    assert_eq!(ask(&desk, commit("g", 1, &[(1, 6), (3, 2)])).await, Response::Done);
+    let foreign = ask(&desk, commit("g", 1, &[(4, 9)])).await;
+    assert!(matches!(foreign, Response::Rejected { .. }), "{foreign:?}");
+    assert_eq!(create(&desk, "t", 1).await, Response::Done);
+    // Ends: when the group has settled.
+    let place = loop {
+        let Request::Beat(mut beat) = beat("g", "one", Some(member)) else { unreachable!() };
+        beat.owned = Some(Vec::new());
+        let place = placed(&desk, Request::Beat(beat)).await;
+        if !place.must_join {
+            break place;
+        }
+    };
+    assert_eq!(place.partitions, [(4, None)], "it begins anew");
+    for offset in 1..2_000 {
+        let stored = ask(&desk, commit("g", place.generation, &[(4, offset)])).await;
+        assert_eq!(stored, Response::Done);
+    }
+    let reign = desk.reign.lock().await;
+    let stored = |number| {
+        let table = &reign.as_ref().expect("it leads").table;
+        table.get(&Key::Offset("g".to_owned(), number)).is_some()
+    };
+    assert_eq!([1, 2, 3, 4].map(stored), [false, false, true, true]);
+}
