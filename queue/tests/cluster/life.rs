@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use voussoir_queue::backend::replicated::Replicated;
 use voussoir_queue::backend::{Backend, BackendError, Consumer, Position, Producer, Subscription};
 use voussoir_queue::format::MAX_UNPACKED_BYTES;
+use voussoir_queue::raft::ReplicatedPartition;
 use voussoir_queue::{Outcome, Record};
 use voussoir_sim::Situations;
 
@@ -20,7 +21,7 @@ use super::nodes::{Cluster, MS, NODES};
 const PARTITIONS: u32 = 2;
 const ROUNDS: u32 = 24;
 
-static SITUATIONS: [&str; 13] = [
+static SITUATIONS: [&str; 20] = [
     "a node was killed",
     "a node lost power",
     "all nodes lost power",
@@ -34,6 +35,13 @@ static SITUATIONS: [&str; 13] = [
     "a member of an earlier generation was refused",
     "a commit was unknown",
     "records came again",
+    "a commit was on its way when the leader of the table moved",
+    "a send was on its way when the leader of a partition moved",
+    "a member had records that another one was given",
+    "the client of a follower committed",
+    "a topic was deleted while a node was away",
+    "a topic was created again",
+    "the group read on while its topic's neighbour went",
 ];
 
 #[derive(Default)]
@@ -47,6 +55,12 @@ struct Ledger {
     committed: BTreeMap<u32, u64>,
     /// By partition: what some member was given.
     given: BTreeMap<u32, BTreeSet<u64>>,
+    /// Members, and partitions of which they have records that they have not committed.
+    holding: BTreeSet<(u64, u32)>,
+    sends_on_their_way: u32,
+    commits_on_their_way: u32,
+    /// The side topic has been there and was deleted.
+    was_deleted: bool,
 }
 
 /// What the applications share.
@@ -124,6 +138,12 @@ async fn round(cluster: &mut Cluster, rng: &mut Rng, world: &World) {
     let sleeper = (rng.u8(..) < 80).then(|| rng.u64(1..=3));
     let ms = if sleeper.is_some() { rng.u64(3_500..6_000) } else { rng.u64(200..1_500) };
     let ends = Instant::now() + Duration::from_millis(ms);
+    {
+        let mut ledger = world.ledger.lock();
+        ledger.holding.clear();
+        // Those of applications that died.
+        (ledger.sends_on_their_way, ledger.commits_on_their_way) = (0, 0);
+    }
     let mut tasks: BTreeMap<u64, [JoinHandle<()>; 2]> = BTreeMap::new();
     for (id, running) in &cluster.running {
         let (queue, seed) = (running.queue.clone(), rng.u64(..));
@@ -162,7 +182,7 @@ async fn trouble(
     let leader = cluster.leader();
     let any = rng.u64(1..=3);
     let mut lost = BTreeSet::new();
-    match rng.u8(..16) {
+    match rng.u8(..18) {
         0 | 1 => {
             reached("a node was killed");
             lost.insert(any);
@@ -192,6 +212,27 @@ async fn trouble(
                 cluster.network.cut(other, id);
             }
         }
+        10 | 11 => {
+            let is_busy = |ledger: &Ledger| ledger.commits_on_their_way > 0;
+            if busy(world, is_busy).await
+                && move_leader(cluster, rng, |q| Some(q.table().clone())).await
+            {
+                reached("a commit was on its way when the leader of the table moved");
+            }
+        }
+        12 | 13 => {
+            let partition = rng.u32(..PARTITIONS);
+            let is_busy = |ledger: &Ledger| ledger.sends_on_their_way > 0;
+            let part = |queue: &Replicated| queue.partition("t", partition);
+            if busy(world, is_busy).await && move_leader(cluster, rng, part).await {
+                reached("a send was on its way when the leader of a partition moved");
+            }
+        }
+        14 | 15 => {
+            lost.insert(any);
+            cluster.kill(any, rng.bool());
+            change_side_topic(cluster, any, world).await;
+        }
         _ => {}
     }
     if leader.is_some_and(|leader| lost.contains(&leader)) {
@@ -203,6 +244,57 @@ async fn trouble(
     }
     sleep_until(ends).await;
     lost
+}
+
+/// Waits until something is under way, for a short time.
+async fn busy(world: &World, is_busy: impl Fn(&Ledger) -> bool) -> bool {
+    for _ in 0..300 {
+        if is_busy(&world.ledger.lock()) {
+            return true;
+        }
+        sleep(MS).await;
+    }
+    false
+}
+
+/// Has another node lead a group. Returns whether it does.
+async fn move_leader(
+    cluster: &Cluster,
+    rng: &mut Rng,
+    part: impl Fn(&Replicated) -> Option<ReplicatedPartition>,
+) -> bool {
+    let Some(leader) = cluster.leader_of(&part) else { return false };
+    let Some(moved) = part(&cluster.queue(leader)) else { return false };
+    let to = NODES[(leader as usize + rng.usize(..2)) % 3];
+    moved.raft().transfer_leadership(Some(to), Instant::now() + 1_000 * MS).await.is_ok()
+}
+
+/// Deletes a second topic, or creates it, while a node is away.
+async fn change_side_topic(cluster: &Cluster, away: u64, world: &World) {
+    let Some(running) = cluster.running.iter().find(|(id, _)| **id != away) else { return };
+    let queue = running.1.queue.clone();
+    if queue.partition("u", 0).is_some() {
+        match queue.delete_topic("u").await {
+            Ok(()) => {
+                world.situations.reached("a topic was deleted while a node was away");
+                world.ledger.lock().was_deleted = true;
+            }
+            // It may have been deleted by an attempt whose outcome is unknown.
+            Err(BackendError::UnknownTopic { .. }) => {}
+            Err(error) => assert!(error.is_retryable(), "{error}"),
+        }
+    } else {
+        match queue.create_topic("u", 2).await {
+            Ok(()) => {
+                if world.ledger.lock().was_deleted {
+                    world.situations.reached("a topic was created again");
+                }
+                let Ok(producer) = queue.producer().await else { return };
+                drop(producer.send_one("u", Record::new("of no interest")).await);
+            }
+            Err(error) => assert!(error.is_retryable(), "{error}"),
+        }
+    }
 }
 
 /// Sends records, and notes what becomes of them.
@@ -221,7 +313,12 @@ async fn send(queue: Replicated, world: World, seed: u64, ends: Instant) {
         let record = |value: &String| Record::new(value.clone()).key(rng.u8(..8).to_string());
         let records = values.iter().map(record).collect();
         let began = Instant::now();
+        world.ledger.lock().sends_on_their_way += 1;
         let answers = producer.send("t", records).await;
+        {
+            let mut ledger = world.ledger.lock();
+            ledger.sends_on_their_way = ledger.sends_on_their_way.saturating_sub(1);
+        }
         // A topic that the node does not know yet takes an attempt to find out.
         assert!(began.elapsed() < 4_000 * MS, "no answer for {:?}", began.elapsed());
         note(&world, values, answers);
@@ -255,77 +352,114 @@ fn note(world: &World, values: Vec<String>, answers: Vec<Result<Position, Backen
 /// Reads as a member of the group, and commits.
 async fn consume(queue: Replicated, world: World, seed: u64, is_slow: bool, ends: Instant) {
     let mut rng = Rng::with_seed(seed);
-    let mut subscription = Subscription::new("g", ["t"]);
+    let has_both = queue.partition("u", 0).is_some() && rng.bool();
+    let topics = if has_both { &["t", "u"][..] } else { &["t"] };
+    let mut subscription = Subscription::new("g", topics.iter().copied());
     subscription.processing_timeout = 2_000 * MS;
     subscription.max_poll_records = rng.usize(1..9);
-    let Ok(mut consumer) = queue.consumer(subscription).await else { return };
-    let mut since: BTreeMap<u32, u64> = BTreeMap::new();
+    let Ok(consumer) = queue.consumer(subscription).await else { return };
+    let mut member = Member { queue, id: seed, has_both, world, consumer, since: BTreeMap::new() };
     let mut has_slept = false;
     // Ends: with the round.
     while Instant::now() < ends {
         // Time passes also where nothing waits: on a node that has stopped.
         sleep(Duration::from_millis(rng.u64(1..20))).await;
-        take(&mut consumer, &world, &mut since, rng.u64(0..300)).await;
-        if is_slow && !since.is_empty() && !has_slept {
+        member.take(rng.u64(0..300)).await;
+        if is_slow && !member.since.is_empty() && !has_slept {
             has_slept = true;
             sleep(3_000 * MS).await;
         }
         if rng.u8(..) < 20 {
-            consumer.rewind().await.expect("it goes back");
-            since.clear();
+            member.consumer.rewind().await.expect("it goes back");
+            member.put_down();
         } else if rng.u8(..) < 180 {
-            commit(&mut consumer, &world, &mut since).await;
+            member.commit().await;
         }
     }
+    member.put_down();
     if rng.bool() {
-        drop(consumer.close().await);
+        drop(member.consumer.close().await);
     }
 }
 
-async fn take(
-    consumer: &mut Box<dyn Consumer>,
-    world: &World,
-    since: &mut BTreeMap<u32, u64>,
-    wait_ms: u64,
-) {
-    let came = match consumer.poll(Duration::from_millis(wait_ms)).await {
-        Ok(came) => came,
-        Err(error) => {
-            assert!(error.is_retryable(), "{error}");
-            return sleep(50 * MS).await;
-        }
-    };
-    let mut ledger = world.ledger.lock();
-    for read in came {
-        let at = read.position;
-        let committed = ledger.committed.get(&at.partition).copied().unwrap_or(0);
-        assert!(at.offset >= committed, "{at:?} comes again, {committed} is committed");
-        let is_new = ledger.given.entry(at.partition).or_default().insert(at.offset);
-        if !is_new {
-            world.situations.reached("records came again");
-        }
-        since.insert(at.partition, at.offset + 1);
-    }
+/// A member of the group.
+struct Member {
+    queue: Replicated,
+    id: u64,
+    /// It reads the second topic, too.
+    has_both: bool,
+    world: World,
+    consumer: Box<dyn Consumer>,
+    /// By partition: the offset behind what it was given and has not committed.
+    since: BTreeMap<u32, u64>,
 }
 
-async fn commit(consumer: &mut Box<dyn Consumer>, world: &World, since: &mut BTreeMap<u32, u64>) {
-    let result = consumer.commit().await;
-    let done = std::mem::take(since);
-    match result {
-        Ok(()) => {
-            let mut ledger = world.ledger.lock();
-            for (partition, offset) in done {
-                let stored = ledger.committed.entry(partition).or_default();
-                *stored = offset.max(*stored);
+impl Member {
+    async fn take(&mut self, wait_ms: u64) {
+        let came = match self.consumer.poll(Duration::from_millis(wait_ms)).await {
+            Ok(came) => came,
+            Err(error) => {
+                assert!(error.is_retryable(), "{error}");
+                return sleep(50 * MS).await;
             }
+        };
+        let reached = |name| self.world.situations.reached(name);
+        let mut ledger = self.world.ledger.lock();
+        for read in came.into_iter().filter(|read| &*read.topic == "t") {
+            if self.has_both && self.queue.partition("u", 0).is_none() {
+                reached("the group read on while its topic's neighbour went");
+            }
+            let at = read.position;
+            let committed = ledger.committed.get(&at.partition).copied().unwrap_or(0);
+            assert!(at.offset >= committed, "{at:?} comes again, {committed} is committed");
+            let is_new = ledger.given.entry(at.partition).or_default().insert(at.offset);
+            if !is_new {
+                reached("records came again");
+            }
+            let is_others =
+                |(id, partition): &(u64, u32)| *id != self.id && *partition == at.partition;
+            if ledger.holding.iter().any(is_others) {
+                reached("a member had records that another one was given");
+            }
+            ledger.holding.insert((self.id, at.partition));
+            self.since.insert(at.partition, at.offset + 1);
         }
-        Err(BackendError::Lost { .. }) => {
-            world.situations.reached("a member of an earlier generation was refused");
-        }
-        Err(error) => {
-            assert!(error.is_retryable(), "{error}");
-            if error.outcome() == Outcome::Unknown {
-                world.situations.reached("a commit was unknown");
+    }
+
+    /// It has no records any more that it has not committed.
+    fn put_down(&mut self) {
+        self.since.clear();
+        self.world.ledger.lock().holding.retain(|(id, _)| *id != self.id);
+    }
+
+    async fn commit(&mut self) {
+        self.world.ledger.lock().commits_on_their_way += 1;
+        let result = self.consumer.commit().await;
+        let done = std::mem::take(&mut self.since);
+        self.put_down();
+        let reached = |name| self.world.situations.reached(name);
+        let mut ledger = self.world.ledger.lock();
+        ledger.commits_on_their_way = ledger.commits_on_their_way.saturating_sub(1);
+        match result {
+            Ok(()) => {
+                let status = self.queue.table().raft().status();
+                let status = status.borrow();
+                if !done.is_empty() && status.leader.is_some_and(|leader| leader != status.id) {
+                    reached("the client of a follower committed");
+                }
+                for (partition, offset) in done {
+                    let stored = ledger.committed.entry(partition).or_default();
+                    *stored = offset.max(*stored);
+                }
+            }
+            Err(BackendError::Lost { .. }) => {
+                reached("a member of an earlier generation was refused");
+            }
+            Err(error) => {
+                assert!(error.is_retryable(), "{error}");
+                if error.outcome() == Outcome::Unknown {
+                    reached("a commit was unknown");
+                }
             }
         }
     }
@@ -356,12 +490,14 @@ async fn finish(cluster: &Cluster, world: &World) {
     }
     let mut subscription = Subscription::new("g", ["t"]);
     subscription.processing_timeout = 2_000 * MS;
-    let mut consumer = until(|| queue.consumer(subscription.clone())).await;
-    let (mut since, until) = (BTreeMap::new(), Instant::now() + Duration::from_secs(60));
+    let consumer = until(|| queue.consumer(subscription.clone())).await;
+    let (world, since) = (world.clone(), BTreeMap::new());
+    let mut member = Member { queue, id: u64::MAX, has_both: false, world, consumer, since };
+    let until = Instant::now() + Duration::from_secs(60);
     // Ends: when all that was acknowledged is committed.
     loop {
         let is_done = {
-            let ledger = world.ledger.lock();
+            let ledger = member.world.ledger.lock();
             ledger.acknowledged.keys().all(|(partition, offset)| {
                 ledger.committed.get(partition).is_some_and(|committed| committed > offset)
             })
@@ -370,14 +506,21 @@ async fn finish(cluster: &Cluster, world: &World) {
             return;
         }
         assert!(Instant::now() < until, "the group is stuck");
-        take(&mut consumer, world, &mut since, 500).await;
-        commit(&mut consumer, world, &mut since).await;
+        member.take(500).await;
+        member.commit().await;
     }
 }
 
 /// What was acknowledged is there, at its place; nothing is there twice; what was dropped is not;
-/// and the group has skipped nothing.
+/// the group has skipped nothing; and nothing is left of a topic that was deleted.
 async fn judge(cluster: &Cluster, world: &World) {
+    let until = Instant::now() + Duration::from_secs(60);
+    // Ends: when the nodes have come to know all changes.
+    while !has_what_topics_have(cluster) {
+        let groups = NODES.map(|id| cluster.groups(id));
+        assert!(Instant::now() < until, "groups that run and are stored: {groups:?}");
+        sleep(100 * MS).await;
+    }
     let mut logs = Vec::new();
     for id in NODES {
         logs.push(log_of(&cluster.queue(id)).await);
@@ -402,6 +545,17 @@ async fn judge(cluster: &Cluster, world: &World) {
         let skipped: Vec<_> = (0..*committed).filter(|offset| !given.contains(offset)).collect();
         assert!(skipped.is_empty(), "partition {partition}: {skipped:?} are committed, not read");
     }
+}
+
+/// Whether all nodes run, and store, the groups of the partitions of the same topics, and no
+/// others.
+fn has_what_topics_have(cluster: &Cluster) -> bool {
+    let has_side_topic = cluster.queue(1).partition("u", 0).is_some();
+    let partitions = PARTITIONS as usize + if has_side_topic { 2 } else { 0 };
+    let first = cluster.groups(1);
+    first.0.len() == 1 + partitions
+        && NODES.into_iter().all(|id| cluster.groups(id) == first)
+        && first.0 == first.1
 }
 
 /// All records that a node shows.
