@@ -18,8 +18,9 @@ pub struct RegionMember {
     /// named, no node of another cluster is heard for this region: not a copy of its disks either.
     /// Unnamed: any is, until tombstones are first collected.
     pub lineage: Lineage,
-    /// Nodes that know who its replicas are; its first replicas do. 1 to 31 ids, of no other
-    /// region.
+    /// Nodes that know who its replicas are; its first replicas do. At least one of them must run
+    /// whenever the region is looked for: as long as it was not found, and after each start. They
+    /// may change with a restart, in a map of the same epoch. 1 to 31 ids, of no other region.
     pub nodes: Vec<u64>,
 }
 

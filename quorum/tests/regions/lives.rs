@@ -16,7 +16,7 @@ use super::changes::candidates;
 use super::clients::{Client, Oracle};
 use super::world::{REGIONS, Start, World, map_of, nodes_of, region_of};
 
-static SITUATIONS: [&str; 36] = [
+static SITUATIONS: [&str; 37] = [
     "a key was shipped",
     "keys were shipped again after a failure",
     "an outbox overflowed",
@@ -53,6 +53,7 @@ static SITUATIONS: [&str; 36] = [
     "nodes got another map during a change",
     "a removed node was added again",
     "a removed replica was told by another region",
+    "a node was given living nodes of a region",
 ];
 
 const STEPS: u64 = 60;
@@ -308,10 +309,36 @@ impl Life {
             assert!(Instant::now() < ends, "not settled: {}", self.describe());
             sleep(Duration::from_millis(200)).await;
         }
+        self.name_living_nodes().await;
         // Those that are no replicas hold what they held.
         for id in self.world.running() {
             if !self.world.latest(region_of(id)).contains(id) {
                 self.world.crash(id);
+            }
+        }
+    }
+
+    /// Before nodes that were replaced are ended for good, whoever was given only those of a region
+    /// is given others: the nodes that a map names for a region must include one that lives.
+    async fn name_living_nodes(&mut self) {
+        self.world.follow();
+        for id in self.world.running() {
+            let Some(host) = self.world.host(id) else { continue };
+            if !self.world.latest(region_of(id)).contains(id) {
+                continue;
+            }
+            let regions = host.region.config().regions.iter();
+            let mut others = regions.filter(|member| member.id != region_of(id));
+            let is_stale = others.any(|member| {
+                let living = self.world.latest(member.id);
+                !member.nodes.iter().any(|node| living.contains(*node))
+            });
+            drop(host);
+            if is_stale {
+                self.counts.reached("a node was given living nodes of a region");
+                self.count_stats(id);
+                self.world.crash(id);
+                self.world.start(id, Start::Again).await.unwrap();
             }
         }
     }
