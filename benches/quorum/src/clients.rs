@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 use voussoir_quorum::paxos::Outcome;
 use voussoir_quorum::version::VersionVector;
-use voussoir_quorum::{Registers, Table};
+use voussoir_quorum::{Registers, Table, table};
 
 use crate::process::{Process, lines, parsed};
 use crate::{Error, etcd, ours};
@@ -45,6 +45,8 @@ struct Client {
     /// Changes and puts so far.
     changes: u64,
     puts: u64,
+    /// Puts of unknown outcome so far.
+    unknown: u64,
     /// Of the last put.
     context: VersionVector,
 }
@@ -106,7 +108,17 @@ impl Client {
         let (key, value) = (self.key("p"), self.value(self.puts + 1));
         match &self.service {
             Service::Ours(_, table) => {
-                self.context = table.put(key, &self.context, value).await?.context().clone();
+                // Ends: a put is acknowledged, or has certainly failed.
+                loop {
+                    match table.put(key.clone(), &self.context, value.clone()).await {
+                        Ok(state) => break self.context = state.context().clone(),
+                        Err(error) if error.outcome() == table::Outcome::Unknown => {
+                            self.unknown += 1;
+                            self.context = table.get(key.clone()).await?.context().clone();
+                        }
+                        Err(error) => return Err(error.into()),
+                    }
+                }
             }
             Service::Etcd(client) => client.put(key.as_bytes(), value).await?,
         }
@@ -135,8 +147,14 @@ impl Client {
                 vec![number(&found.value)]
             }
         };
-        if found == [self.puts] { Ok(()) } else { Err(format!("{found:?}").into()) }
+        // One of unknown outcome may be a sibling of those behind it.
+        let is_there = found == [self.puts] || (self.unknown > 0 && found.contains(&self.puts));
+        if is_there { Ok(()) } else { Err(format!("{found:?}").into()) }
     }
+}
+
+fn unknown_of(clients: &[Client]) -> u64 {
+    clients.iter().map(|client| client.unknown).sum()
 }
 
 fn number(value: &[u8]) -> u64 {
@@ -146,7 +164,8 @@ fn number(value: &[u8]) -> u64 {
 /// A process of clients: `ours`, `slow` or `etcd`, the first number and how many, addresses. Says
 /// that it is ready. For each line of standard input, what to do, for how many ms, and for how many
 /// microseconds a client waits from one beginning to the next (0: not at all), it does so, and says
-/// how often, and the 50th and the 99th percentile of the latency in ns. Ends with its input.
+/// how often, the 50th and the 99th percentile of the latency in ns, and how many puts had an unknown
+/// outcome, which are tried again. Ends with its input.
 pub async fn process(args: &[String]) -> Result<(), Error> {
     let [kind, first, count, addresses @ ..] = args else {
         return Err("KIND FIRST COUNT ADDRESS…".into());
@@ -164,6 +183,7 @@ pub async fn process(args: &[String]) -> Result<(), Error> {
         let op = Op::ALL.iter().find(|(_, name)| *name == op).ok_or("no such work")?.0;
         let period = Duration::from_millis(period_ms.parse()?);
         let every = Duration::from_micros(every_us.parse()?);
+        let before = unknown_of(&clients);
         let (end, mut tasks) = (Instant::now() + period, JoinSet::new());
         for (at, client) in clients.drain(..).enumerate() {
             // Spread over the first interval.
@@ -181,7 +201,8 @@ pub async fn process(args: &[String]) -> Result<(), Error> {
         }
         latencies.sort_unstable();
         let at = |share: f64| latencies[((latencies.len() - 1) as f64 * share) as usize];
-        println!("{} {} {}", latencies.len(), at(0.5), at(0.99));
+        let unknown = unknown_of(&clients) - before;
+        println!("{} {} {} {unknown}", latencies.len(), at(0.5), at(0.99));
     }
     Ok(())
 }
@@ -226,7 +247,8 @@ async fn connect(
     let mut clients = Vec::new();
     for number in first..first + count {
         let (service, context) = (service.clone(), VersionVector::new());
-        let mut client = Client { service, number, last: 0, changes: 0, puts: 0, context };
+        let (last, changes, puts, unknown) = (0, 0, 0, 0);
+        let mut client = Client { service, number, last, changes, puts, unknown, context };
         // Ends: the nodes were started. Nothing has changed before they answer.
         let by = Instant::now() + Duration::from_secs(30);
         while client.read().await.is_err() && Instant::now() < by {
@@ -249,6 +271,8 @@ pub struct Done {
     /// In microseconds, the worst of the processes.
     pub p50: f64,
     pub p99: f64,
+    /// Puts of unknown outcome.
+    pub unknown: u64,
 }
 
 impl Clients {
@@ -263,8 +287,17 @@ impl Clients {
         Ok(Self(Process::start_clients(kind, first, processes, each, addresses)?))
     }
 
-    /// All do the same for this time, each of them at most once in `every`.
+    /// All do the same for this time, each of them at most once in `every`. Every outcome is known.
     pub fn run(&mut self, op: Op, period: Duration, every: Duration) -> Result<Done, Error> {
+        let done = self.run_beside_faults(op, period, every)?;
+        if done.unknown > 0 {
+            return Err(format!("{} puts of unknown outcome", done.unknown).into());
+        }
+        Ok(done)
+    }
+
+    /// All do the same for this time, each of them at most once in `every`.
+    pub fn run_beside_faults(&mut self, op: Op, period: Duration, every: Duration) -> Result<Done, Error> {
         for process in &mut self.0 {
             let (period, every) = (period.as_millis(), every.as_micros());
             process.say(format_args!("{} {period} {every}", op.name()))?;
@@ -273,8 +306,9 @@ impl Clients {
         for process in &mut self.0 {
             let said = process.said()?;
             let numbers: Vec<u64> = said.split(' ').map(str::parse).collect::<Result<_, _>>()?;
-            let [count, p50, p99] = numbers[..] else { return Err(said.into()) };
+            let [count, p50, p99, unknown] = numbers[..] else { return Err(said.into()) };
             done.count += count;
+            done.unknown += unknown;
             done.p50 = done.p50.max(p50 as f64 / 1e3);
             done.p99 = done.p99.max(p99 as f64 / 1e3);
         }

@@ -89,18 +89,20 @@ async fn rebuild(report: &mut Report, ours: &mut Ours) -> Result<(), Error> {
     ours.kill(LOST);
     let begun = Instant::now();
     ours.restart(LOST, Start::Lost)?;
-    let (mut worst, mut rounds) = (0.0_f64, 0);
+    let (mut worst, mut rounds, mut unknown) = (0.0_f64, 0, 0);
     // Ends: it is rebuilt, or the time is over.
     while !ours.state(LOST)?.is_whole {
         if begun.elapsed() > LONG {
             return Err("it is not rebuilt".into());
         }
-        worst = worst.max(clients.run(Op::Put, Duration::from_secs(2), every)?.p99);
+        let done = clients.run_beside_faults(Op::Put, Duration::from_secs(2), every)?;
+        (worst, unknown) = (worst.max(done.p99), unknown + done.unknown);
         rounds += 1;
     }
     report.alone("rebuilt under load (bar 120)", begun.elapsed().as_secs_f64(), "s");
     report.alone("- p99 of puts before it", before.p99, "us");
     report.alone(&format!("- p99, the worst of {rounds} times 2 s"), worst, "us");
+    report.alone("- puts of unknown outcome (bar 0)", unknown as f64, "");
     report.alone("- of 2x + 1 ms (bar 1)", worst / (2.0 * before.p99 + 1_000.0), "x");
     report.alone("- memory of the rebuilt node", ours.memory_mib(LOST)?, "MiB");
     Ok(())
