@@ -2,16 +2,45 @@
 //! that do not know the membership yet.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use crate::link::{Class, Link};
 use crate::membership::{Lineage, Membership};
 use crate::node::Stranger;
 use crate::table::{CallError, Reply, Request};
 use crate::wire::{Answer, Ask, Envelope};
+
+/// The pauses before a question is repeated that may be, until a deadline: random, and longer each
+/// time.
+struct Pauses {
+    longest: Duration,
+    deadline: Instant,
+}
+
+impl Pauses {
+    /// The longest ones: the first time, and at last.
+    const FIRST: Duration = Duration::from_millis(10);
+    const LAST: Duration = Duration::from_millis(160);
+
+    fn until(deadline: Instant) -> Self {
+        Self { longest: Self::FIRST, deadline }
+    }
+
+    /// Pauses. False, at once: the deadline comes first.
+    async fn next(&mut self) -> bool {
+        let ends = Instant::now() + self.longest.mul_f64(fastrand::f64().midpoint(1.0));
+        let is_in_time = ends < self.deadline;
+        if is_in_time {
+            self.longest = Self::LAST.min(2 * self.longest);
+            sleep_until(ends).await;
+        }
+        is_in_time
+    }
+}
 
 /// What a call is of.
 #[derive(Clone, Debug)]
@@ -57,24 +86,29 @@ pub(crate) async fn call(
         Answer::TooLong { is_written: true } => {
             // The write was made. The key's state holds it, now or later.
             let Some(key) = key else { return Err(CallError::Unknown) };
-            let get = Ask::Table(Request::Get { key });
-            let read = call_once(link, to, Class::Bulk, scope, get, deadline).await;
-            match read {
-                Ok((seen, Answer::Table(Reply::Value { state }))) => {
-                    Ok((seen, Answer::Table(Reply::Written { state })))
+            let mut pauses = Pauses::until(deadline);
+            // Ends: by the deadline.
+            loop {
+                let get = Ask::Table(Request::Get { key: key.clone() });
+                match call_once(link, to, Class::Bulk, scope, get, deadline).await {
+                    Ok((seen, Answer::Table(Reply::Value { state }))) => {
+                        return Ok((seen, Answer::Table(Reply::Written { state })));
+                    }
+                    Err(_) if pauses.next().await => {}
+                    _ => return Err(CallError::Unknown),
                 }
-                _ => Err(CallError::Unknown),
             }
         }
         answer => Ok((seen, answer)),
     }
 }
 
-/// Asks nodes who the replicas are, and returns the first membership that one of them serves, of
-/// the cluster that is named, if one is.
+/// Asks nodes who the replicas are until the deadline, and returns the first membership that one of
+/// them serves, of the cluster that is named, if one is.
 ///
 /// # Errors
 /// None of those that answered in time knows, or is of that cluster: then one that is of another.
+/// At once if all are of others.
 ///
 /// A client's own list is no membership: a majority of it need not be one of the replicas.
 pub(crate) async fn find_membership(
@@ -84,11 +118,13 @@ pub(crate) async fn find_membership(
     deadline: Instant,
 ) -> Result<Membership, Option<Stranger>> {
     let scope = Scope::new(&Arc::new(Membership::unknown(lineage)), 0);
-    let mut stranger = None;
+    let (mut stranger, mut pauses) = (None, Pauses::until(deadline));
     let now = Instant::now();
-    // A second time, for a message may be lost.
-    for ends in [now + deadline.saturating_duration_since(now) / 4, deadline] {
-        let mut asked = JoinSet::new();
+    // A message may be lost: the first question takes a part of the time.
+    let mut ends = now + deadline.saturating_duration_since(now) / 4;
+    // Ends: by the deadline.
+    loop {
+        let (mut asked, mut strangers) = (JoinSet::new(), 0);
         for id in ids.iter().copied() {
             let (link, scope) = (Arc::clone(link), scope.clone());
             asked.spawn(async move {
@@ -108,12 +144,16 @@ pub(crate) async fn find_membership(
                 }
                 Answer::OtherCluster { lineage } => {
                     stranger = Some(Stranger { node: Some(id), lineage });
+                    strangers += 1;
                 }
                 _ => {}
             }
         }
+        if strangers == ids.len() || !pauses.next().await {
+            return Err(stranger);
+        }
+        ends = deadline;
     }
-    Err(stranger)
 }
 
 /// Calls a node, and tells it of the membership if it serves an earlier one.

@@ -184,13 +184,21 @@ fn a_fetch_that_fails_is_made_good_by_another_replica() {
     assert!(!read.is_digest(third));
     read.answer(third, &old);
     assert_eq!(read.result(), &old, "R replicas have answered with their states");
-    // And if that one fails as well, the read says that one replica has answered.
+    // And if that one fails as well, they are asked again, and the read says at last that one
+    // replica has answered.
     let mut read = Read::begin(coordinator(Level::Quorum, 0));
     read.answer(whole_of(&read), &old);
     let compared = read.asked[1];
     read.answer(compared, &new);
     read.fail(compared);
     read.fail(read.asked[3]);
+    assert!(read.done.is_none() && read.calls.is_empty());
+    read.coordinator.step(40_000_000, CoordinatorInput::Time);
+    read.drain();
+    assert_eq!(read.calls.len(), 2);
+    assert!(read.calls.keys().all(|to| !read.is_digest(*to)));
+    read.coordinator.step(1_000_000_000, CoordinatorInput::Time);
+    read.drain();
     let unavailable = OperationError::Unavailable { answered: 1, needed: 2 };
     assert_eq!(read.done, Some(Err(unavailable)));
 }

@@ -12,7 +12,7 @@ use voussoir_sim::{Rng, Situations};
 
 const MS: u64 = 1_000_000;
 const TIMEOUT: u64 = 60 * MS;
-static SITUATIONS: [&str; 16] = [
+static SITUATIONS: [&str; 18] = [
     "a request was lost",
     "an answer was lost",
     "a replica crashed with an unsynced record",
@@ -23,6 +23,8 @@ static SITUATIONS: [&str; 16] = [
     "a read was answered with a digest",
     "a digest matched no state",
     "a read waited for its repair",
+    "a call was made again",
+    "an operation ended well whose calls were made again",
     "a repair failed",
     "a write of unknown outcome",
     "a write that was not sent went to another primary",
@@ -68,6 +70,8 @@ struct Running {
     at_least: VersionVector,
     is_write: bool,
     is_delete: bool,
+    /// Calls that the coordinator had made again before it.
+    retried: u64,
 }
 
 struct World {
@@ -195,6 +199,7 @@ impl World {
             situations.add("a read waited for its repair", stats.blocking_repairs);
             situations.add("a read was answered with a digest", stats.digests);
             situations.add("a digest matched no state", stats.unmatched_digests);
+            situations.add("a call was made again", stats.retried);
             self.stats.divergent_reads += stats.divergent_reads;
         }
         assert!(self.running.iter().all(Option::is_none), "an operation was not answered");
@@ -328,7 +333,8 @@ impl World {
             }
             _ => coordinator.put(now, key.clone(), context, value),
         };
-        let running = Running { key, began: now, at_least, is_write, is_delete };
+        let retried = coordinator.stats().retried;
+        let running = Running { key, began: now, at_least, is_write, is_delete, retried };
         self.running[at] = Some((operation.unwrap(), running));
     }
 
@@ -392,6 +398,9 @@ impl World {
                 assert!(state.context().covers(&running.at_least), "behind its session");
                 situations.add("concurrent writes became siblings", (state.len() > 1).into());
                 situations.add("a delete was acknowledged", running.is_delete.into());
+                let was_tried = self.coordinators[at].stats().retried > running.retried;
+                let name = "an operation ended well whose calls were made again";
+                situations.add(name, was_tried.into());
                 let session = self.sessions[at].entry(running.key.clone()).or_default();
                 session.merge(state.context());
                 self.seen.push(Seen {

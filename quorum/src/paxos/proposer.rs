@@ -132,6 +132,7 @@ enum Phase {
     Prepare {
         ballot: Ballot,
         promises: BTreeMap<u64, Option<(Ballot, State)>>,
+        /// Acceptors that are not whole: they are left out the next time that it is sent.
         refused: BTreeSet<u64>,
         resend_at: u64,
     },
@@ -332,8 +333,20 @@ impl Proposer {
             {
                 *resend_at = now.saturating_add(self.resend_ns);
                 self.send();
+                self.ask_refused_next_time();
             }
             _ => {}
+        }
+    }
+
+    /// An acceptor that is not whole may be when the request is sent the time after this one.
+    fn ask_refused_next_time(&mut self) {
+        if let Some(Run {
+            phase: Phase::Prepare { refused, .. } | Phase::Accept { refused, .. },
+            ..
+        }) = &mut self.run
+        {
+            refused.clear();
         }
     }
 

@@ -82,8 +82,9 @@ pub struct TableConfig {
     /// What the table must guarantee; refused if the levels cannot give it. Default
     /// [`Guarantee::Monotonic`].
     pub require: Guarantee,
-    /// How long an operation takes at most; the first one of a table also waits so long for who the
-    /// replicas are. From 1 ms to 1 hour. Default 1 s.
+    /// How long an operation takes at most, and how long it is tried: replicas whose calls have
+    /// failed are asked again. The first one of a table also waits so long for who the replicas
+    /// are. From 1 ms to 1 hour. Default 1 s.
     pub timeout: Duration,
     /// A read that waits longer than this asks one more replica, each time. From 1 ms to 1 hour.
     /// Default 50 ms.
@@ -99,6 +100,8 @@ pub struct TableConfig {
     /// Operations under way, with those that were answered and still spread their result. One
     /// beyond is rejected. From 1 to 1,000,000. Default 10,000.
     pub max_operations: usize,
+    /// Of the pauses before a replica is asked again. None: drawn from the system.
+    pub seed: Option<u64>,
 }
 
 impl Default for TableConfig {
@@ -116,6 +119,7 @@ impl Default for TableConfig {
             max_hedge_percent: 5,
             min_digest_bytes: 1_024,
             max_operations: 10_000,
+            seed: None,
         }
     }
 }

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use super::answers::Answers;
 use super::latency::Latencies;
 use super::operation::{Operation, Phase, ReadStep, order};
+use super::retry::{Failure, Retries};
 use super::{
     CallError, Digester, Guarantee, Level, OperationError, ReadRepair, Rejected, Replica, Reply,
     Request, TableConfig,
@@ -93,6 +94,8 @@ pub struct Stats {
     pub unmatched_digests: u64,
     /// Answers of replicas that are not whole.
     pub not_whole: u64,
+    /// Calls to replicas whose earlier call of the same operation had failed.
+    pub retried: u64,
     /// Operations under way, those that were answered and still spread their result included.
     pub operations: usize,
 }
@@ -134,6 +137,7 @@ pub struct Coordinator {
     timers: BTreeSet<(u64, u64)>,
     outputs: VecDeque<CoordinatorOutput>,
     stats: Stats,
+    rng: fastrand::Rng,
 }
 
 impl Coordinator {
@@ -148,6 +152,7 @@ impl Coordinator {
             hedge_ns: config.hedge_after.as_nanos() as u64,
             digester: Digester { key: HashKey::new([0; 16]), min_bytes: config.min_digest_bytes },
             membership: Membership::first(config.replicas.iter().copied()),
+            rng: config.seed.map_or_else(fastrand::Rng::new, fastrand::Rng::with_seed),
             config,
             next_operation: 0,
             next_call: 0,
@@ -208,11 +213,14 @@ impl Coordinator {
     fn ask_anew(&mut self, now: u64, id: u64) {
         let order = order(&self.config, &self.membership, &mut self.latencies, now, id);
         let Some(operation) = self.operations.get_mut(&id) else { return };
-        operation.order = order;
-        operation.asked = 0;
+        (operation.order, operation.asked) = (order, 0);
+        operation.retries.clear();
         let is_read = matches!(operation.phase, Phase::Read { .. });
         let levels = (operation.read, operation.write);
-        if let Some(error) = self.refusal(levels).filter(|_| is_read) {
+        // Of a write: between two calls to its primary. It is nowhere.
+        let is_unsent =
+            matches!(operation.phase, Phase::Primary { .. }) && operation.calls.is_empty();
+        if let Some(error) = self.refusal(levels).filter(|_| is_read || is_unsent) {
             return self.finish(id, Err(error));
         }
         let Some(operation) = self.operations.get_mut(&id) else { return };
@@ -223,7 +231,8 @@ impl Coordinator {
                 self.ask_first(now, id);
                 self.go_on(now, id);
             }
-            Phase::Primary { .. } => {}
+            Phase::Primary { .. } if is_unsent => self.ask_first(now, id),
+            Phase::Primary { .. } => self.retime(id),
             Phase::Spread { .. } if operation.is_answered => {
                 // Repair and hints find the rest.
                 self.cancel_calls(id);
@@ -334,9 +343,12 @@ impl Coordinator {
             CoordinatorInput::Reply { call, reply } => self.reply(now, call, reply),
             CoordinatorInput::Failed { call, error } => {
                 if let Some(call) = self.end_call(call) {
-                    let is_sure = error == CallError::NotSent;
+                    let failure = match error {
+                        CallError::NotSent => Failure::NotSent,
+                        CallError::Unknown => Failure::Unknown,
+                    };
                     self.latencies.waited(now, call.replica, self.timeout_ns);
-                    self.failed(now, call.operation, is_sure);
+                    self.failed(now, call.operation, call.replica, failure);
                 }
             }
             CoordinatorInput::Time => {}
@@ -384,6 +396,7 @@ impl Coordinator {
             order: order(&self.config, &self.membership, &mut self.latencies, now, id),
             asked: 0,
             calls: BTreeSet::new(),
+            retries: Retries::default(),
             read,
             write,
             phase,
@@ -425,7 +438,7 @@ impl Coordinator {
         let Some(operation) = self.operations.get_mut(&id) else { return false };
         let Some(to) = operation.order.get(operation.asked).copied() else { return false };
         operation.asked += 1;
-        let request = operation.request();
+        let request = operation.request(false);
         self.ask(now, id, to, request);
         true
     }
@@ -493,13 +506,16 @@ impl Coordinator {
             {
                 self.restart(now, id, epoch);
             }
-            (reply, _) => {
-                // Not whole, or no answer to what was asked: it counts for nothing, and a write
-                // that it answers was certainly not made.
-                self.stats.not_whole += u64::from(reply == Reply::NotWhole);
-                let is_without_effect = matches!(reply, Reply::NotWhole | Reply::Stale { .. });
-                self.failed(now, id, is_without_effect);
+            (Reply::NotWhole, _) => {
+                self.stats.not_whole += 1;
+                self.failed(now, id, from, Failure::NotWhole);
             }
+            // No answer to what was asked: nothing is known of what was done.
+            (reply, Phase::Primary { .. }) if !matches!(reply, Reply::Stale { .. }) => {
+                self.failed(now, id, from, Failure::Unknown);
+            }
+            // Too much to be merged, too old, or no answer to what was asked.
+            _ => self.failed(now, id, from, Failure::Final),
         }
     }
 
@@ -522,6 +538,7 @@ impl Coordinator {
         self.cancel_calls(id);
         let Some(operation) = self.operations.get_mut(&id) else { return };
         (operation.epoch, operation.asked) = (epoch, 0);
+        operation.retries.clear();
         if let Phase::Read { answers, .. } = &mut operation.phase {
             answers.clear();
         }
@@ -529,9 +546,10 @@ impl Coordinator {
         self.go_on(now, id);
     }
 
-    /// A call of the operation has failed. `is_not_applied`: certainly without effect.
-    fn failed(&mut self, now: u64, id: u64, is_not_applied: bool) {
+    /// A call of the operation to `replica` has failed.
+    fn failed(&mut self, now: u64, id: u64, replica: u64, failure: Failure) {
         let Some(operation) = self.operations.get_mut(&id) else { return };
+        let is_not_applied = failure != Failure::Unknown;
         let holds_none = matches!(operation.phase, Phase::Primary { .. });
         if holds_none && !is_not_applied {
             // Another primary would give the write a second dot.
@@ -549,10 +567,28 @@ impl Coordinator {
             return self.finish(id, Err(error));
         }
         let Some(operation) = self.operations.get_mut(&id) else { return };
+        // What was answered is left to hints and to the next read.
+        if !operation.is_answered && self.membership.contains(replica) {
+            let (timeout, rng) = (self.timeout_ns, &mut self.rng);
+            operation.retries.failed(now, replica, failure, timeout, rng);
+        }
         if !matches!(operation.phase, Phase::Spread { .. }) {
             self.ask_next(now, id);
         }
+        self.retime(id);
         self.go_on(now, id);
+    }
+
+    /// Asks the replicas of an operation again whose pauses have ended.
+    fn retry(&mut self, now: u64, id: u64) {
+        // Ends: each turn takes one of them.
+        while let Some(operation) = self.operations.get_mut(&id)
+            && let Some(replica) = operation.take_retry(now)
+        {
+            let request = operation.request(true);
+            self.stats.retried += 1;
+            self.ask(now, id, replica, request);
+        }
     }
 
     /// Answers the operation if it has what it waits for, or can no longer get it.
@@ -578,14 +614,13 @@ impl Coordinator {
             let error = if *is_read { refusal } else { unknown };
             self.answer(id, Err(error));
         }
-        let Some(operation) = self.operations.get_mut(&id) else { return };
+        let Some(operation) = self.operations.get(&id) else { return };
         if let Phase::Spread { state, holders, .. } = &operation.phase
             && self.membership.is_met(operation.write, |id| holders.contains(&id))
             && !operation.is_answered
         {
             let state = state.clone();
-            operation.is_answered = true;
-            self.outputs.push_back(CoordinatorOutput::Done { operation: id, result: Ok(state) });
+            self.answer(id, Ok(state));
         }
         self.end_if_hopeless(id);
     }
@@ -622,6 +657,7 @@ impl Coordinator {
         let Some(operation) = self.operations.get_mut(&id) else { return };
         operation.order.retain(|replica| !holders.contains(replica));
         operation.asked = 0;
+        operation.retries.clear();
         operation.phase = Phase::Spread { state, holders, is_read };
         self.retime(id);
         // Ends: each turn asks one more replica.
@@ -629,15 +665,18 @@ impl Coordinator {
         self.go_on(now, id);
     }
 
-    /// Ends an operation whose calls have all ended.
+    /// Ends an operation that nothing can give what it waits for: its calls have ended, and the
+    /// replicas that are to be asked again are too few.
     fn end_if_hopeless(&mut self, id: u64) {
         let Some(operation) = self.operations.get(&id) else { return };
-        let is_waiting = !operation.calls.is_empty();
+        let retries = &operation.retries;
+        let is_waiting = !operation.calls.is_empty() || retries.due().is_some();
         let could_still = match &operation.phase {
             Phase::Spread { holders, .. } if !operation.is_answered => {
                 let calls = operation.calls.iter().filter_map(|call| self.calls.get(call));
                 let asked: BTreeSet<u64> = calls.map(|call| call.replica).collect();
-                let may_hold = |id| holders.contains(&id) || asked.contains(&id);
+                let may_answer = |id| asked.contains(&id) || retries.contains(id);
+                let may_hold = |id| holders.contains(&id) || may_answer(id);
                 self.membership.is_met(operation.write, may_hold)
             }
             _ => is_waiting,
@@ -683,6 +722,8 @@ impl Coordinator {
     fn answer(&mut self, id: u64, result: Result<Value, OperationError>) {
         let Some(operation) = self.operations.get_mut(&id) else { return };
         if !std::mem::replace(&mut operation.is_answered, true) {
+            operation.retries.clear();
+            self.retime(id);
             self.outputs.push_back(CoordinatorOutput::Done { operation: id, result });
         }
     }
@@ -712,33 +753,42 @@ impl Coordinator {
     fn time(&mut self, now: u64) {
         // Ends: each turn ends an operation or moves its timer behind `now`.
         while let Some((_, id)) = self.timers.first().copied().filter(|(due, _)| *due <= now) {
-            let Some(operation) = self.operations.get_mut(&id) else { return };
+            let Some(operation) = self.operations.get(&id) else { return };
             if operation.deadline <= now {
                 self.give_up(id);
                 continue;
             }
-            // A read that has waited for half of its time asks all that are left.
-            let (waited, half) = (now.saturating_sub(operation.began), self.timeout_ns / 2);
-            let is_late = waited >= half;
-            for call in operation.calls.iter().filter_map(|call| self.calls.get(call)) {
-                self.latencies.waited(now, call.replica, now.saturating_sub(call.at));
-            }
-            let mut pause = self.hedge_ns;
-            if is_late {
-                // Ends: each turn asks one more replica.
-                while self.ask_next(now, id) {}
-            } else if self.hedges >= 100 {
-                self.hedges -= 100;
-                self.stats.hedged += u64::from(self.ask_next(now, id));
-                pause = pause.min(half - waited);
-            } else {
-                // Without budget it is not woken again and again.
-                pause = pause.max(waited).min(half - waited);
-            }
-            if let Some(operation) = self.operations.get_mut(&id) {
-                operation.hedge_at = now.saturating_add(pause);
-            }
+            self.retry(now, id);
+            self.hedge(now, id);
             self.retime(id);
+        }
+    }
+
+    /// Asks one more replica of a read that has waited long; all that are left if it has waited for
+    /// half of its time.
+    fn hedge(&mut self, now: u64, id: u64) {
+        let Some(operation) = self.operations.get(&id) else { return };
+        if !operation.may_hedge() || operation.hedge_at > now {
+            return;
+        }
+        let (waited, half) = (now.saturating_sub(operation.began), self.timeout_ns / 2);
+        for call in operation.calls.iter().filter_map(|call| self.calls.get(call)) {
+            self.latencies.waited(now, call.replica, now.saturating_sub(call.at));
+        }
+        let mut pause = self.hedge_ns;
+        if waited >= half {
+            // Ends: each turn asks one more replica.
+            while self.ask_next(now, id) {}
+        } else if self.hedges >= 100 {
+            self.hedges -= 100;
+            self.stats.hedged += u64::from(self.ask_next(now, id));
+            pause = pause.min(half - waited);
+        } else {
+            // Without budget it is not woken again and again.
+            pause = pause.max(waited).min(half - waited);
+        }
+        if let Some(operation) = self.operations.get_mut(&id) {
+            operation.hedge_at = now.saturating_add(pause);
         }
     }
 }

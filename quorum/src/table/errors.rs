@@ -26,8 +26,8 @@ pub enum Outcome {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum OperationError {
-    /// Too few whole replicas answered a read, or no replica could be sent a write. Nothing has
-    /// changed. Retry.
+    /// Too few whole replicas answered a read in time, or no replica could be sent a write. Nothing
+    /// has changed. Retry.
     #[error("{answered} replicas answered, {needed} are needed; nothing has changed")]
     Unavailable {
         /// How many answered.
@@ -61,7 +61,8 @@ pub enum OperationError {
         /// `TableConfig::require`.
         required: Guarantee,
     },
-    /// A write may be on some replicas, or become visible later. Read the key to find out; a
+    /// A write may be on some replicas, or become visible later: it was not acknowledged in time, or
+    /// nobody knows what became of the call that was to make it. Read the key to find out; a
     /// repeated write becomes a sibling of the first.
     #[error("{holders} replicas are known to hold the write, {needed} must")]
     WriteUnknown {

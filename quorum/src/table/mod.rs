@@ -19,6 +19,11 @@
 //! - **Reads** merge the answers of R replicas: the state of the first one, and of the others a
 //!   digest, or their state if it is another one ([`Digester`]). With [`ReadRepair::Blocking`] a
 //!   read is answered when W replicas hold what it returns, so that no later read sees less.
+//! - An operation is tried until its deadline: a replica whose call has failed is asked again after
+//!   a pause that is random and doubles, and one that is not whole after the longest such pause,
+//!   until the answers suffice. A merge may be repeated, for the state has its dots and is the same
+//!   each time. A call that may have given a write its dot is not repeated. What only replicas could
+//!   still give that have refused for good ends at once.
 //! - What a configuration guarantees is computed ([`TableConfig::guarantee`]), and one that cannot
 //!   give what it requires is refused.
 //! - A replica that was lost, restored or damaged answers [`Reply::NotWhole`] and counts in no R or
@@ -33,6 +38,7 @@ mod latency;
 mod message;
 mod operation;
 mod replica;
+mod retry;
 
 pub use config::{Guarantee, Level, ReadRepair, TableConfig};
 pub use coordinator::{Coordinator, CoordinatorInput, CoordinatorOutput, Stats, Value};

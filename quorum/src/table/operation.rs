@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::answers::Answers;
 use super::latency::Latencies;
+use super::retry::Retries;
 use super::{Level, Request, TableConfig};
 use crate::membership::Membership;
 use crate::version::{Siblings, VersionVector};
@@ -27,8 +28,10 @@ pub(super) struct Operation {
     pub(super) order: Vec<u64>,
     /// How many of them have been asked, in this phase.
     pub(super) asked: usize,
-    /// Calls under way.
+    /// Calls under way. Invariant: at most one to each replica.
     pub(super) calls: BTreeSet<u64>,
+    /// Replicas to be asked again. Empty once its client has been answered.
+    pub(super) retries: Retries,
     /// R of a read; W of a write.
     pub(super) read: Level,
     pub(super) write: Level,
@@ -89,10 +92,11 @@ impl Operation {
         membership.is_met(self.read, |id| answers.states().contains_key(&id))
     }
 
-    /// The request that this phase sends to the replica that was asked last.
-    pub(super) fn request(&self) -> Request {
+    /// The request that this phase sends to the replica that was asked last, or is asked again.
+    pub(super) fn request(&self, is_again: bool) -> Request {
         let key = self.key.clone();
         match &self.phase {
+            Phase::Read { .. } if is_again => Request::Get { key },
             // The first of R replicas sends its state, the others compare theirs. Whoever is asked
             // later may have to stand in for the first one.
             Phase::Read { answers, .. } => match answers.digester() {
@@ -108,10 +112,26 @@ impl Operation {
         }
     }
 
+    /// Whether it is time to ask one more replica, or will be at `hedge_at`.
+    pub(super) fn may_hedge(&self) -> bool {
+        matches!(self.phase, Phase::Read { .. }) && self.asked < self.order.len()
+    }
+
+    /// Whether a replica may be asked again: a write has one primary at a time.
+    fn may_retry(&self) -> bool {
+        !matches!(self.phase, Phase::Primary { .. }) || self.calls.is_empty()
+    }
+
+    /// A replica that is to be asked again now.
+    pub(super) fn take_retry(&mut self, now: u64) -> Option<u64> {
+        if self.may_retry() { self.retries.take_due(now) } else { None }
+    }
+
     /// When the operation wants to be woken, in ns.
     pub(super) fn due(&self) -> u64 {
-        let may_hedge = matches!(self.phase, Phase::Read { .. }) && self.asked < self.order.len();
-        if may_hedge { self.deadline.min(self.hedge_at) } else { self.deadline }
+        let hedge = self.may_hedge().then_some(self.hedge_at);
+        let retry = self.retries.due().filter(|_| self.may_retry());
+        hedge.into_iter().chain(retry).fold(self.deadline, u64::min)
     }
 }
 

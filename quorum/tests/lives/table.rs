@@ -10,7 +10,7 @@ use voussoir_sim::Situations;
 
 use super::faults::{CALM, Fault, JUMP, Life, MS};
 
-static SITUATIONS: [&str; 28] = [
+static SITUATIONS: [&str; 29] = [
     "a message was lost",
     "a message came twice",
     "a message came late",
@@ -28,6 +28,7 @@ static SITUATIONS: [&str; 28] = [
     "a read was answered with a digest",
     "a digest matched no state",
     "a read waited for its repair",
+    "a call was made again",
     "a repair failed",
     "a write of unknown outcome",
     "an operation was unavailable",
@@ -128,6 +129,7 @@ fn count_stats(stats: Stats, counts: &Situations) {
     counts.add("a read was answered with a digest", stats.digests);
     counts.add("a digest matched no state", stats.unmatched_digests);
     counts.add("a read waited for its repair", stats.blocking_repairs);
+    counts.add("a call was made again", stats.retried);
 }
 
 impl<'a> Cluster<'a> {

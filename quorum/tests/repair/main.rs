@@ -5,3 +5,4 @@ mod hints;
 mod reads;
 mod rebuild;
 mod support;
+mod tried;
