@@ -25,12 +25,12 @@ fn state() -> Siblings<Bytes> {
 }
 
 /// What a replica answers that does what it is asked.
-fn answer(request: &Request) -> Result<Reply, CallError> {
-    Ok(match request {
+fn answer(request: &Request) -> Reply {
+    match request {
         Request::Get { .. } | Request::Digest { .. } => Reply::Value { state: state() },
         Request::Write { .. } => Reply::Written { state: state() },
         _ => Reply::Merged,
-    })
+    }
 }
 
 /// A call that was made, and what became of it.
@@ -94,7 +94,7 @@ fn run(
                     let is_free = ends.values().all(|(_, at, _)| calls_to(&calls, *at) != to);
                     assert!(is_free, "two calls to {to} at once");
                     let (takes, result) = fate(now, to, &request);
-                    let is_good = result == answer(&request);
+                    let is_good = result == Ok(answer(&request));
                     let ended = now + takes;
                     ends.insert(id, (ended, calls.len(), result));
                     calls.push(Called { at: now, ended, to, request, is_good });
@@ -144,7 +144,7 @@ fn a_put_goes_on_when_the_call_to_the_only_other_replica_fails() {
             let run = run(config(1), Kind::Put, |now, to, request| match to {
                 3 => (MS, dead.clone()),
                 _ if matches!(request, Request::Merge { .. }) && now < 500 * MS => (MS, Err(error)),
-                _ => (MS, answer(request)),
+                _ => (MS, Ok(answer(request))),
             });
             assert_eq!(run.result, Ok(state()), "{error:?}, {dead:?}");
             assert!((500 * MS..670 * MS).contains(&run.answered), "{}", run.answered);
@@ -178,7 +178,7 @@ fn an_operation_that_nobody_answers_ends_at_its_deadline() {
     assert_eq!((write.result, write.answered), (Err(unavailable), TIMEOUT));
     assert!(write.missed.is_empty());
     let alone = run(config(1), Kind::Put, |_, _, request| match request {
-        Request::Write { .. } => (MS, answer(request)),
+        Request::Write { .. } => (MS, Ok(answer(request))),
         _ => (MS, Err(CallError::Unknown)),
     });
     let unknown = OperationError::WriteUnknown { holders: 1, needed: 2 };
@@ -195,7 +195,7 @@ fn a_read_goes_on_when_the_call_to_the_only_other_replica_fails() {
         let run = run(config, Kind::Get, |now, to, request| match to {
             3 if read == Level::Quorum => (MS, Err(CallError::NotSent)),
             2 if now < 300 * MS => (MS, Err(CallError::Unknown)),
-            _ => (MS, answer(request)),
+            _ => (MS, Ok(answer(request))),
         });
         assert_eq!(run.result, Ok(state()));
         assert!((300 * MS..470 * MS).contains(&run.answered), "{}", run.answered);
@@ -210,7 +210,7 @@ fn a_read_goes_on_when_the_call_to_the_only_other_replica_fails() {
 fn a_write_that_was_not_sent_is_tried_again_with_one_primary_at_a_time() {
     let run = run(config(3), Kind::Put, |now, to, request| match request {
         Request::Write { .. } if now < 200 * MS => (to * MS, Err(CallError::NotSent)),
-        _ => (MS, answer(request)),
+        _ => (MS, Ok(answer(request))),
     });
     assert_eq!(run.result, Ok(state()));
     let writes: Vec<_> =
@@ -230,7 +230,7 @@ fn a_write_that_was_not_sent_is_tried_again_with_one_primary_at_a_time() {
 fn the_pauses_double_and_one_that_is_not_whole_is_left_alone() {
     let pauses = |seed, not_whole: bool| -> Vec<u64> {
         let run = run(config(seed), Kind::Put, |_, _, request| match request {
-            Request::Write { .. } => (0, answer(request)),
+            Request::Write { .. } => (0, Ok(answer(request))),
             _ if not_whole => (0, Ok(Reply::NotWhole)),
             _ => (0, Err(CallError::NotSent)),
         });
@@ -262,7 +262,7 @@ fn the_pauses_double_and_one_that_is_not_whole_is_left_alone() {
 fn what_is_refused_for_good_ends_at_once() {
     for reply in [Reply::Refused, Reply::Stale { epoch: 9 }] {
         let run = run(config(1), Kind::Put, |_, _, request| match request {
-            Request::Write { .. } => (MS, answer(request)),
+            Request::Write { .. } => (MS, Ok(answer(request))),
             _ => (MS, Ok(reply.clone())),
         });
         assert_eq!((run.calls.len(), run.answered), (3, 2 * MS), "{reply:?}");
@@ -270,10 +270,10 @@ fn what_is_refused_for_good_ends_at_once() {
     }
     // One that may still hold it is waited for.
     let run = run(config(1), Kind::Put, |now, to, request| match request {
-        Request::Write { .. } => (MS, answer(request)),
+        Request::Write { .. } => (MS, Ok(answer(request))),
         _ if to == 3 => (MS, Ok(Reply::Refused)),
         _ if now < 100 * MS => (MS, Err(CallError::Unknown)),
-        _ => (MS, answer(request)),
+        _ => (MS, Ok(answer(request))),
     });
     assert!(run.to(3).len() <= 1, "it has refused");
     assert_eq!(run.result, Ok(state()));
@@ -287,8 +287,10 @@ fn an_answered_operation_asks_nobody_again() {
         for (dead, answers_after) in [(3, 4 * MS), (2, 4 * MS), (1, 4 * MS), (3, 900 * MS)] {
             let run = run(config(1), kind, |_, to, request| match to {
                 to if to == dead => (MS, Err(CallError::NotSent)),
-                _ if matches!(request, Request::Merge { .. }) => (answers_after, answer(request)),
-                _ => (MS, answer(request)),
+                _ if matches!(request, Request::Merge { .. }) => {
+                    (answers_after, Ok(answer(request)))
+                }
+                _ => (MS, Ok(answer(request))),
             });
             assert_eq!(run.result, Ok(state()));
             dead_was_asked |= !run.to(dead).is_empty();
@@ -312,10 +314,10 @@ fn hedges_and_repeated_calls_do_not_double_each_other() {
     (config.hedge_after, config.max_hedge_percent) = (Duration::from_millis(3), 100);
     let run = run(config, Kind::Get, |now, to, request| match to {
         // One hangs, one fails, and one fails at first.
-        1 => (TIMEOUT * 2, answer(request)),
+        1 => (TIMEOUT * 2, Ok(answer(request))),
         2 => (MS, Err(CallError::NotSent)),
         _ if now < 700 * MS => (MS, Err(CallError::Unknown)),
-        _ => (MS, answer(request)),
+        _ => (MS, Ok(answer(request))),
     });
     assert_eq!(run.answered, TIMEOUT);
     assert_eq!(run.to(1).len(), 1);
@@ -456,11 +458,11 @@ proptest! {
             let is_write = matches!(request, Request::Write { .. });
                 let is_late = now >= from && to != faulty;
             match how {
-                _ if is_late => (takes.min(5 * MS), answer(request)),
+                _ if is_late => (takes.min(5 * MS), Ok(answer(request))),
                 // Nobody knows what became of it: that ends a write at once.
                 0 if !is_write => (takes, Err(CallError::Unknown)),
                 1 | 2 => (takes, Ok(Reply::NotWhole)),
-                3 => (takes, answer(request)),
+                3 => (takes, Ok(answer(request))),
                 _ => (takes, Err(CallError::NotSent)),
             }
         };

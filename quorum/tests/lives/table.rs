@@ -114,6 +114,8 @@ struct Cluster<'a> {
     clients: Vec<Client>,
     known: BTreeMap<u64, Known>,
     next_value: u64,
+    /// No client writes what it has read: every write becomes a sibling.
+    is_blind: bool,
     /// The dot of each value, each of which is written once.
     dots: BTreeMap<Bytes, Dot>,
     answered: usize,
@@ -165,6 +167,7 @@ impl<'a> Cluster<'a> {
             clients,
             known: BTreeMap::new(),
             next_value: 0,
+            is_blind: seed % 7 == 6,
             dots: BTreeMap::new(),
             answered: 0,
             counts,
@@ -353,6 +356,7 @@ impl<'a> Cluster<'a> {
     fn begin(&mut self, at: u64, session: usize) {
         let key = self.faults.rng.below(KEYS);
         let choice = self.faults.rng.below(10);
+        let choice = if self.is_blind { choice.min(6) } else { choice };
         if self.faults.rng.chance(50_000) {
             // Causal consistency between sessions: the token is passed on.
             let from = self.faults.rng.below(CLIENTS) as usize;
