@@ -188,7 +188,8 @@ fn an_operation_that_nobody_answers_ends_at_its_deadline() {
 
 #[test]
 fn a_read_goes_on_when_the_call_to_the_only_other_replica_fails() {
-    // Of all replicas, the first one sends its state, and the others say whether theirs is the same.
+    // Of all replicas, the first one sends its state, and the others say whether theirs is the
+    // same.
     for read in [Level::Quorum, Level::All] {
         let mut config = config(2);
         (config.read, config.min_digest_bytes) = (read, 0);

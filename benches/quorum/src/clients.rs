@@ -164,8 +164,8 @@ fn number(value: &[u8]) -> u64 {
 /// A process of clients: `ours`, `slow` or `etcd`, the first number and how many, addresses. Says
 /// that it is ready. For each line of standard input, what to do, for how many ms, and for how many
 /// microseconds a client waits from one beginning to the next (0: not at all), it does so, and says
-/// how often, the 50th and the 99th percentile of the latency in ns, and how many puts had an unknown
-/// outcome, which are tried again. Ends with its input.
+/// how often, the 50th and the 99th percentile of the latency in ns, and how many puts had an
+/// unknown outcome, which are tried again. Ends with its input.
 pub async fn process(args: &[String]) -> Result<(), Error> {
     let [kind, first, count, addresses @ ..] = args else {
         return Err("KIND FIRST COUNT ADDRESS…".into());
@@ -297,7 +297,12 @@ impl Clients {
     }
 
     /// All do the same for this time, each of them at most once in `every`.
-    pub fn run_beside_faults(&mut self, op: Op, period: Duration, every: Duration) -> Result<Done, Error> {
+    pub fn run_beside_faults(
+        &mut self,
+        op: Op,
+        period: Duration,
+        every: Duration,
+    ) -> Result<Done, Error> {
         for process in &mut self.0 {
             let (period, every) = (period.as_millis(), every.as_micros());
             process.say(format_args!("{} {period} {every}", op.name()))?;

@@ -61,8 +61,8 @@ pub enum OperationError {
         /// `TableConfig::require`.
         required: Guarantee,
     },
-    /// A write may be on some replicas, or become visible later: it was not acknowledged in time, or
-    /// nobody knows what became of the call that was to make it. Read the key to find out; a
+    /// A write may be on some replicas, or become visible later: it was not acknowledged in time,
+    /// or nobody knows what became of the call that was to make it. Read the key to find out; a
     /// repeated write becomes a sibling of the first.
     #[error("{holders} replicas are known to hold the write, {needed} must")]
     WriteUnknown {

@@ -22,8 +22,8 @@
 //! - An operation is tried until its deadline: a replica whose call has failed is asked again after
 //!   a pause that is random and doubles, and one that is not whole after the longest such pause,
 //!   until the answers suffice. A merge may be repeated, for the state has its dots and is the same
-//!   each time. A call that may have given a write its dot is not repeated. What only replicas could
-//!   still give that have refused for good ends at once.
+//!   each time. A call that may have given a write its dot is not repeated. What only replicas
+//!   could still give that have refused for good ends at once.
 //! - What a configuration guarantees is computed ([`TableConfig::guarantee`]), and one that cannot
 //!   give what it requires is refused.
 //! - A replica that was lost, restored or damaged answers [`Reply::NotWhole`] and counts in no R or

@@ -29,8 +29,7 @@ pub use async_nats;
 pub use config::JetStreamConfig;
 
 use super::{
-    Backend, BackendError, Consumer, Need, Producer, Refused, Subscription,
-    check_subscription,
+    Backend, BackendError, Consumer, Need, Producer, Refused, Subscription, check_subscription,
 };
 use crate::config::Start;
 use crate::error::ConfigError;
