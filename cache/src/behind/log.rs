@@ -30,8 +30,10 @@ pub(crate) struct Change {
     /// Records to append to the writes.
     pub(crate) writes: Vec<Vec<u8>>,
     /// Records to append to the rejected writes.
+    #[cfg_attr(not(feature = "journal"), expect(dead_code, reason = "a log that keeps nothing"))]
     pub(crate) rejected: Vec<Vec<u8>>,
     /// Writes below this position are no longer needed.
+    #[cfg_attr(not(feature = "journal"), expect(dead_code, reason = "a log that keeps nothing"))]
     pub(crate) release: Option<u64>,
     /// Rejected writes below this position are no longer needed.
     #[cfg_attr(not(feature = "journal"), expect(dead_code, reason = "a log that keeps nothing"))]

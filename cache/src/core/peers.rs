@@ -120,7 +120,7 @@ pub(crate) struct Peers {
     timeout: u64,
     /// How long a silent sender is remembered; 0: silence says nothing.
     memory: u64,
-    peers: HashMap<u64, Peer>,
+    senders: HashMap<u64, Peer>,
     /// How many of the peers are silent.
     silent: usize,
     /// No peer falls silent, or is forgotten, before this time.
@@ -129,7 +129,7 @@ pub(crate) struct Peers {
 
 impl Peers {
     pub(crate) fn new(own: u64, timeout: u64, memory: u64) -> Self {
-        Self { own, timeout, memory, peers: HashMap::new(), silent: 0, look_at: u64::MAX }
+        Self { own, timeout, memory, senders: HashMap::new(), silent: 0, look_at: u64::MAX }
     }
 
     /// Takes a message. One from a sender that was not heard of before is a gap, unless it is the
@@ -139,12 +139,12 @@ impl Peers {
         if origin == self.own {
             return Heard::Own;
         }
-        if self.peers.len() >= MAX_PEERS && !self.peers.contains_key(&origin) {
-            self.peers.clear();
+        if self.senders.len() >= MAX_PEERS && !self.senders.contains_key(&origin) {
+            self.senders.clear();
             self.silent = 0;
         }
         let unheard = || Peer { sequence: 0, heard_at: now, silent_after: None, is_silent: false };
-        let peer = self.peers.entry(origin).or_insert_with(unheard);
+        let peer = self.senders.entry(origin).or_insert_with(unheard);
         let before = peer.sequence;
         peer.sequence = before.max(sequence);
         peer.heard_at = now;
@@ -157,7 +157,7 @@ impl Peers {
             self.look_at = self.look_at.min(now.saturating_add(after));
         }
         if kind == FAREWELL {
-            self.peers.remove(&origin);
+            self.senders.remove(&origin);
         }
         let says_last = kind == HEARTBEAT || kind == FAREWELL;
         let expected = if says_last { before } else { before.saturating_add(1) };
@@ -187,9 +187,9 @@ impl Peers {
         if now < self.look_at {
             return self.silent > 0;
         }
-        let Self { memory, peers, silent, look_at, .. } = self;
+        let Self { memory, senders, silent, look_at, .. } = self;
         (*silent, *look_at) = (0, u64::MAX);
-        peers.retain(|_, peer| {
+        senders.retain(|_, peer| {
             let Some(after) = peer.silent_after else { return true };
             let silent_at = peer.heard_at.saturating_add(after);
             let forgotten_at = silent_at.saturating_add(*memory);
@@ -267,7 +267,7 @@ mod tests {
         let mut receiver = peers(0);
         for origin in 1..20_000 {
             assert_eq!(receiver.hear(0, &heartbeat(origin, 0, SECOND)), Heard::Nothing);
-            assert!(receiver.peers.len() <= MAX_PEERS);
+            assert!(receiver.senders.len() <= MAX_PEERS);
         }
     }
 
@@ -293,7 +293,7 @@ mod tests {
         assert!(receiver.look(7 * SECOND), "both");
         assert!(receiver.look(66 * SECOND - 1) && receiver.look(66 * SECOND), "the first one");
         assert!(!receiver.look(67 * SECOND), "both are forgotten");
-        assert_eq!((receiver.next_deadline(), receiver.peers.len()), (None, 1));
+        assert_eq!((receiver.next_deadline(), receiver.senders.len()), (None, 1));
         // It was alive, and has invalidated something meanwhile.
         assert_eq!(receiver.hear(90 * SECOND, &heartbeat(1, 1, 3 * SECOND)), Heard::Gap);
         let mut careless = Peers::new(9, 3 * SECOND, 0);
