@@ -616,7 +616,9 @@ async fn transfer(
             outcome.breaks += u64::from(broken());
             passed += counted.passed() - before;
         } else {
-            passed += counted.passed_at_close.load(Ordering::Relaxed) - before;
+            // Nothing where the transfer ended before this part: the break before it came too late.
+            let at_close = counted.passed_at_close.load(Ordering::Relaxed);
+            passed += at_close.saturating_sub(before);
         }
     }
     outcome.memory.1 = memory("VmHWM:");
