@@ -195,8 +195,13 @@ impl Region {
         if is_good {
             return answer;
         }
-        // Who its replicas are is asked anew, for they may have been replaced.
-        (contact.turn, contact.epoch) = (contact.turn.wrapping_add(1), 0);
+        // Who its replicas are is asked anew, for they may have been replaced. One turn for all who
+        // have asked this node at once: two turns would leave out every second node, for ever.
+        let turn = contact.turn.wrapping_add(self.shared.node.id() as usize);
+        if contact.nodes[turn % contact.nodes.len()] == to {
+            contact.turn = contact.turn.wrapping_add(1);
+        }
+        contact.epoch = 0;
         None
     }
 }
