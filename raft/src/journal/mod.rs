@@ -52,7 +52,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use voussoir_journal::{Health, Journal, Log};
+use voussoir_journal::{Commit, Health, Journal, Log};
 
 use self::pipeline::Pipeline;
 use self::snapshots::{Adoption, Snapshots};
@@ -206,6 +206,39 @@ impl JournalStore {
             state.repairing.map(|_| entries_log(journal, group, state.log)).transpose()?;
         let pipeline = Pipeline::new(journal.clone(), entries, damaged, logs.state, state);
         Ok(Self { inner: Arc::new(Inner { sound, pipeline, snapshots }) })
+    }
+
+    /// The groups of which the journal holds something, ascending.
+    pub fn groups(journal: &Journal) -> Vec<u64> {
+        let of = |namespace| journal.logs_of(namespace).into_iter().map(|info| info.name.id);
+        let mut groups: Vec<u64> = of("raft.log").chain(of("raft.state")).collect();
+        groups.sort_unstable();
+        groups.dedup();
+        groups
+    }
+
+    /// Deletes all that the journal holds of a group, of whichever node, in one commit: after a
+    /// crash the group is there as a whole, or gone. It must have been stopped here, and this node
+    /// must be none of its members any more: a voter that forgets its vote is an error of the
+    /// cluster's.
+    ///
+    /// # Errors
+    /// The error of the journal. Where its outcome is unknown the group may be gone.
+    ///
+    /// # Cancel safety
+    /// After a dropped future the group may be there or gone. Call it again.
+    pub async fn delete(journal: &Journal, group: u64) -> Result<(), voussoir_journal::Error> {
+        let mut commit = Commit::new();
+        for namespace in ["raft.log", "raft.state"] {
+            commit = commit.delete(&journal.log(namespace, group)?);
+        }
+        for of in ["raft.log", "raft.snapshot"] {
+            let namespace = format!("{of}.{group}");
+            for info in journal.logs_of(&namespace) {
+                commit = commit.delete(&journal.log(&namespace, info.name.id)?);
+            }
+        }
+        journal.commit(commit).await.map(drop)
     }
 }
 

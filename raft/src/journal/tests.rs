@@ -188,3 +188,26 @@ async fn a_hole_is_refused_and_ends_the_store() {
     assert!(write(3).await.unwrap().is_err(), "2 is missing");
     assert!(write(2).await.unwrap().is_err(), "nothing may follow a failed write");
 }
+
+#[tokio::test]
+async fn a_deleted_group_leaves_nothing_and_no_other_group_loses_anything() {
+    let journal = journal();
+    let other = Identity { group: 55, ..IDENTITY };
+    for identity in [IDENTITY, other] {
+        drop(JournalStore::create(&journal, identity).unwrap());
+        // The log of a repair, and a snapshot that was not ended.
+        for namespace in ["raft.log", "raft.snapshot"] {
+            let log = journal.log(&format!("{namespace}.{}", identity.group), 3).unwrap();
+            journal.commit_blocking(Commit::new().append(&log, ["a record"])).unwrap();
+        }
+    }
+    assert_eq!(JournalStore::groups(&journal), [IDENTITY.group, 55]);
+    let of_other = journal.logs().len() / 2;
+    JournalStore::delete(&journal, IDENTITY.group).await.unwrap();
+    assert_eq!(JournalStore::groups(&journal), [55]);
+    assert_eq!(journal.logs().len(), of_other, "{:?}", journal.logs());
+    let opened = JournalStore::open(&journal, IDENTITY);
+    assert!(matches!(opened, Err(OpenError::Absent { .. })), "{opened:?}");
+    JournalStore::open(&journal, other).unwrap();
+    JournalStore::delete(&journal, IDENTITY.group).await.unwrap();
+}

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Semaphore, watch};
-use voussoir_journal::{Commit, Journal};
+use voussoir_journal::Journal;
 use voussoir_raft::journal::{Identity, JournalStore, OpenError};
 use voussoir_raft::{Config, Node, Raft};
 
@@ -126,8 +126,7 @@ impl Host {
     /// Shards that the map has forgotten, of which the journal holds a replica.
     pub fn strays(&self) -> impl Iterator<Item = u64> {
         let routes = self.routes();
-        let logs = self.journal.logs_of("raft.state").into_iter().map(|info| info.name.id);
-        logs.filter(move |id| {
+        JournalStore::groups(&self.journal).into_iter().filter(move |id| {
             *id != MAP_GROUP && *id <= routes.map.last_shard && !routes.map.shards.contains_key(id)
         })
     }
@@ -185,16 +184,7 @@ impl Host {
     pub async fn delete(&self, shard: u64) -> Result<(), Failed> {
         self.replicas.write().remove(&shard);
         self.node.stop_group(shard).await;
-        let mut logs =
-            vec![self.journal.log("raft.log", shard)?, self.journal.log("raft.state", shard)?];
-        for of in ["raft.log", "raft.snapshot"] {
-            let namespace = format!("{of}.{shard}");
-            for info in self.journal.logs_of(&namespace) {
-                logs.push(self.journal.log(&namespace, info.name.id)?);
-            }
-        }
-        // One commit: after a crash the replica is there as a whole, or gone.
-        self.journal.commit(logs.iter().fold(Commit::new(), Commit::delete)).await?;
+        JournalStore::delete(&self.journal, shard).await?;
         self.absent.lock().insert(shard);
         Ok(())
     }

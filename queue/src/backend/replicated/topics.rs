@@ -5,7 +5,6 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
-use voussoir_journal::{Commit, Journal};
 use voussoir_raft::journal::JournalStore;
 
 use super::{Cluster, ReplicatedError};
@@ -133,8 +132,8 @@ impl Cluster {
             self.node.stop_group(group).await;
         }
         let mut is_done = true;
-        for group in stored_groups(&self.journal).filter(is_gone) {
-            if let Err(error) = delete_logs(&self.journal, group).await {
+        for group in JournalStore::groups(&self.journal).into_iter().filter(is_gone) {
+            if let Err(error) = JournalStore::delete(&self.journal, group).await {
                 is_done = false;
                 tracing::error!(target: "voussoir::queue", group, %error, "not deleted");
             }
@@ -267,24 +266,4 @@ impl Cluster {
         }
         retained
     }
-}
-
-// `voussoir_raft::journal` says which logs a group has.
-
-/// The groups of raft that have data in a journal.
-fn stored_groups(journal: &Journal) -> impl Iterator<Item = u64> + use<> {
-    journal.logs_of("raft.state").into_iter().map(|log| log.name.id)
-}
-
-/// Deletes the data of a group that has stopped.
-async fn delete_logs(journal: &Journal, group: u64) -> Result<(), voussoir_journal::Error> {
-    let mut names = vec![("raft.log".to_owned(), group), ("raft.state".to_owned(), group)];
-    let snapshots = format!("raft.snapshot.{group}");
-    let stored = journal.logs_of(&snapshots);
-    names.extend(stored.into_iter().map(|log| (snapshots.clone(), log.name.id)));
-    let mut commit = Commit::new();
-    for (namespace, id) in names {
-        commit = commit.delete(&journal.log(&namespace, id)?);
-    }
-    journal.commit(commit).await.map(|_| ())
 }
