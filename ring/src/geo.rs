@@ -226,7 +226,8 @@ impl Locate for Prefix {
 
 /// Geography first, then the region's own algorithm, behind the one trait. Keys of no known region
 /// and keys whose regions are all down go to the default region, even when that is marked as down:
-/// a partitioner always answers.
+/// a partitioner always answers. Owners that come from the default region instead of the key's own
+/// carry no [`Degraded::OutsideRegion`] for that.
 #[derive(Clone, Debug)]
 pub struct Composite {
     geo: Geo,
@@ -244,6 +245,7 @@ impl Composite {
         Ok(Self { geo, locate, default: default.to_owned() })
     }
 
+    /// The default region's nodes, whatever is marked as down.
     fn resort(&self) -> &dyn Partitioner {
         let number = self.geo.names.get(&self.default).copied().unwrap_or_default();
         &*self.geo.regions[number].partitioner

@@ -152,6 +152,8 @@ pub struct Topology {
 #[derive(Debug)]
 pub(crate) struct Members {
     pub(crate) nodes: Box<[Node]>,
+    /// Id of each node, in the order of `nodes`. Invariant: strictly ascending; searched by halves
+    /// here and by bounded loads.
     pub(crate) ids: Box<[u64]>,
     /// Zone number of each node.
     pub(crate) zone: Box<[u16]>,
@@ -257,10 +259,12 @@ impl Topology {
         self.epoch.checked_add(1).ok_or(TopologyError::EpochExhausted)
     }
 
+    /// Where the node with this id stands in `nodes`, and in all that goes by node.
     fn index(&self, id: u64) -> Option<usize> {
         self.members.ids.binary_search(&id).ok()
     }
 
+    /// For the algorithms, which read it at each lookup.
     pub(crate) fn members(&self) -> &Arc<Members> {
         &self.members
     }

@@ -291,7 +291,8 @@ impl Breaker {
         self.machine.force(Phase::HalfOpen, self.clock.now());
     }
 
-    /// Opens it until another state is set by hand.
+    /// Opens it until another state is set by hand. Waits that have grown by then stay so; what
+    /// closes it forgets them.
     pub fn force_open(&self) {
         self.machine.force(Phase::ForcedOpen, self.clock.now());
     }

@@ -110,6 +110,8 @@ pub(crate) struct Part {
     pub(crate) change: Change,
     pub(crate) creates: bool,
     pub(crate) number: u64,
+    /// What is written of it. None: the creation of the log is all (one whose damage may have taken
+    /// its name is deleted).
     pub(crate) section: Option<(SectionKind, u64)>,
     /// The log was damaged, and is whole after it.
     pub(crate) heals: bool,

@@ -341,6 +341,7 @@ fn apply(writer: &mut Writer, group: &[Queued]) -> bool {
             let mut view = part.log.view.write();
             match part.section {
                 Some((SectionKind::Append, _)) => {
+                    // Always: encoding has given it.
                     if let Some(batch) = part.batch {
                         active.batches += 1;
                         if view.append(&active.segment, batch, part.after.end, queued.lsn) {
@@ -351,6 +352,7 @@ fn apply(writer: &mut Writer, group: &[Queued]) -> bool {
                 Some((SectionKind::Truncate, from)) => view.truncate(from, queued.lsn),
                 Some((SectionKind::Release, upto)) => view.release(upto, queued.lsn),
                 Some((SectionKind::Delete, _)) => view.clear(queued.lsn),
+                // The creation of a log, and no change of a caller's.
                 _ => {}
             }
             controls |= !matches!(part.section, Some((SectionKind::Append, _)));

@@ -48,7 +48,8 @@ pub enum Outcome {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// The store could not be reached: nothing was taken. Retry after a pause.
+    /// The store could not be reached, or its server does not serve now (it loads, is a replica, is
+    /// busy): nothing was taken. Retry after a pause.
     #[error("the store cannot be reached: {0}")]
     Unreachable(String),
     /// The store was asked and its answer did not come: units may be taken. Retry after a pause;
@@ -67,14 +68,15 @@ pub enum StoreError {
     /// not help before the cause is gone.
     #[error("the store's answer was not understood: {0}")]
     Invalid(String),
-    /// The store was not asked, because the server of this key was unreachable or silent a moment
-    /// ago. Nothing was taken. Retry after a pause.
+    /// The store was not asked: the server of this key was unreachable or silent a moment ago, or
+    /// the question of another caller for the same key, which this one waited for, has just failed,
+    /// for whatever reason. Nothing was taken. Retry after a pause.
     #[error("the store failed a moment ago and is left alone")]
     Resting,
 }
 
 impl StoreError {
-    /// Whether units may be taken.
+    /// Whether units may be taken. For the caller: the limiters do not ask.
     pub const fn outcome(&self) -> Outcome {
         match self {
             Self::Unreachable(_) | Self::Resting | Self::Refused(_) | Self::NotPermitted(_) => {
@@ -89,7 +91,8 @@ impl StoreError {
         !matches!(self, Self::Refused(_) | Self::NotPermitted(_) | Self::Invalid(_))
     }
 
-    /// Whether other requests to the same server would fail too: it is away.
+    /// Whether this answer shows that the server is away. Not [`Self::Resting`], which is no answer
+    /// and must not prolong the rest.
     pub const fn is_outage(&self) -> bool {
         matches!(self, Self::Unreachable(_) | Self::NoAnswer(_))
     }

@@ -99,8 +99,8 @@ pub struct LockView {
     pub is_delayed: bool,
     /// Its value; empty if it has none.
     pub value: Bytes,
-    /// Index of the latest command that changed its holders or its value; 0 for a lock that nobody
-    /// uses. Two views of one version are alike in both.
+    /// Grows with each change of its holders or its value, by steps of any size; 0 for a lock that
+    /// nobody uses. Two views of one version are alike in both.
     pub version: u64,
 }
 

@@ -483,7 +483,8 @@ impl LockService for PostgresLocks {
     }
 }
 
-/// The lock, of the rows of `view`.
+/// The lock, of the rows of `view`: one for each holder, or one without a session when nobody holds
+/// it; what is of the lock itself stands in each. No row: nobody uses it, as the default says.
 fn seen(rows: &[Row]) -> Result<LockView, tokio_postgres::Error> {
     let mut view = LockView::default();
     for row in rows {

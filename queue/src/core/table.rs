@@ -1,8 +1,8 @@
 //! The table of a queue: what its log of changes says. The last change of a key wins.
 //!
-//! The log is kept short by writing live entries again: a write takes a few of the oldest ones
-//! along, and releases what is before the first that is left. So no snapshot is ever as large as
-//! the table, and a write stays small however large the table is.
+//! The log is kept short by writing live entries again: each write appends a few of the oldest ones
+//! anew, and releases the log up to the oldest live entry that remains. So no snapshot is ever as
+//! large as the table, and a write stays small however large the table is.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -14,7 +14,8 @@ use super::entry::{Change, Key, TopicEntry, Value};
 /// Records of the log beyond twice the live entries, from which on writes clean it.
 const SLACK_RECORDS: u64 = 1_024;
 /// Segments of the journal that the log may span: beyond them writes clean it also when it is
-/// short, because a segment that holds one record of it cannot be used again.
+/// short, because a segment that holds one record of it cannot be used again. A replicated table,
+/// whose log is a partition, has no such limit: it passes 1.
 const MAX_EXTENTS: usize = 4;
 /// Live entries that a write takes along, besides two for each of its own changes.
 const REWRITTEN: usize = 64;
@@ -22,6 +23,7 @@ const REWRITTEN: usize = 64;
 /// The live entries, and where in the log each is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Table {
+    /// Position in the log, and value.
     entries: BTreeMap<Key, (u64, Bytes)>,
     /// Position: the key. Invariant: one for each of `entries`.
     by_position: BTreeMap<u64, Key>,

@@ -282,6 +282,7 @@ impl Applier {
         }
     }
 
+    /// At each start, and after a snapshot was received.
     async fn restore(&mut self, index: u64) -> Result<(), ApplyError> {
         let reader = self.log.open_snapshot().await?.ok_or(ApplyError::NoSnapshot)?;
         let covers = reader.name().meta.clone();
@@ -294,9 +295,12 @@ impl Applier {
             self.members = Arc::new(covers.members);
             self.gap = false;
         }
+        // Cannot be: entries are released only behind a newer snapshot.
         if self.gap {
             return Err(ApplyError::NoSnapshot);
         }
+        // Not `covers.index`: the core does not know of a newer snapshot yet, and ignores what it
+        // did not hand over.
         self.shared.tell(Event::Applied { index, answered: 0 });
         Ok(())
     }

@@ -10,6 +10,8 @@ use super::super::machine::ShardMachine;
 use super::*;
 use crate::kv::{Answer, Condition};
 
+/// A write to a place, not to a key: shards know keys only by their places. The value says the
+/// epoch, so that a later write differs.
 fn put(key: &str, epoch: u64, id: Option<(u64, u64)>) -> Command {
     let write = kv::Command::Put {
         key: key.to_owned().into(),
