@@ -14,6 +14,15 @@ pub struct Figure {
     pub range: Option<(f64, f64)>,
 }
 
+impl From<Vec<f64>> for Figure {
+    /// The median of the rounds, of which there is at least one, with the lowest and the highest.
+    fn from(mut rounds: Vec<f64>) -> Self {
+        rounds.sort_by(f64::total_cmp);
+        let range = Some((rounds[0], rounds[rounds.len() - 1]));
+        Self { value: rounds[rounds.len() / 2], range }
+    }
+}
+
 impl From<f64> for Figure {
     fn from(value: f64) -> Self {
         Self { value, range: None }

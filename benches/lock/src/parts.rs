@@ -33,12 +33,6 @@ const PAUSE: Duration = Duration::from_millis(3);
 const FAILOVERS: usize = 7;
 const SECOND: Duration = Duration::from_secs(1);
 
-fn figure(mut rounds: Vec<f64>) -> Figure {
-    rounds.sort_by(f64::total_cmp);
-    let range = Some((rounds[0], rounds[rounds.len() - 1]));
-    Figure { value: rounds[rounds.len() / 2], range }
-}
-
 fn median(mut times: Vec<Duration>) -> f64 {
     times.sort_unstable();
     times[times.len() / 2].as_secs_f64() * 1e6
@@ -132,7 +126,13 @@ async fn latency(report: &mut Report, ours: &Ours, etcd: &Etcd) -> Result<(), Er
         }
         theirs.push(median(times));
     }
-    report.beside("lock and unlock, p50 (bar 2x)", figure(own), "etcd", figure(theirs), "us");
+    report.beside(
+        "lock and unlock, p50 (bar 2x)",
+        Figure::from(own),
+        "etcd",
+        Figure::from(theirs),
+        "us",
+    );
     Ok(())
 }
 
@@ -182,8 +182,8 @@ async fn handover(report: &mut Report, ours: &Ours, etcd: &Etcd) -> Result<(), E
         ratios.push(handover / commit);
         theirs.push(median(rival));
     }
-    report.beside("handover, p50", figure(own), "etcd", figure(theirs), "us");
-    report.alone("handover in commits (bar 1.2)", figure(ratios), "x");
+    report.beside("handover, p50", Figure::from(own), "etcd", Figure::from(theirs), "us");
+    report.alone("handover in commits (bar 1.2)", Figure::from(ratios), "x");
     Ok(())
 }
 
@@ -201,12 +201,12 @@ async fn cycles(report: &mut Report, ours: &Ours, etcd: &Etcd) -> Result<(), Err
         }
         let bars = "(bar 5x, goal 10x)";
         let name = format!("a cycle, {CLIENTS} clients, {processes} processes {bars}");
-        report.beside(&name, figure(own.times), "etcd", figure(theirs.times), "us");
+        report.beside(&name, Figure::from(own.times), "etcd", Figure::from(theirs.times), "us");
         report.beside(
             "- CPU of the three nodes",
-            figure(own.cpu),
+            Figure::from(own.cpu),
             "etcd",
-            figure(theirs.cpu),
+            Figure::from(theirs.cpu),
             "us",
         );
     }
@@ -375,9 +375,9 @@ async fn failover(report: &mut Report, ours: &mut Ours, etcd: &mut Etcd) -> Resu
             break begun.elapsed().as_secs_f64() * 1e3;
         }
     };
-    report.beside("free lock after a leader kill, p50", figure(own), "etcd", theirs, "ms");
-    report.alone("- of it until the election", figure(elections), "ms");
-    report.alone("- from the election to the grant", figure(grants), "ms");
+    report.beside("free lock after a leader kill, p50", Figure::from(own), "etcd", theirs, "ms");
+    report.alone("- of it until the election", Figure::from(elections), "ms");
+    report.alone("- from the election to the grant", Figure::from(grants), "ms");
     report.alone("- one commit before the kill, p50", median(commits) / 1e3, "ms");
     Ok(())
 }

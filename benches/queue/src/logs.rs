@@ -13,10 +13,10 @@ use voussoir_queue::{Durability, Partition};
 use walrus_rust::{FsyncSchedule, ReadConsistency, Walrus};
 
 use crate::bars::{Bars, Side};
+use crate::median;
 use crate::parts::{PRODUCERS, ROUNDS, TIME};
-use crate::report::Report;
+use crate::report::{Figure, Report};
 use crate::subjects::{Sender, Subjects, batch, ours};
-use crate::{figure, median};
 
 /// Batches that wait for the operating system at once; a rival's call returns when it has one.
 const UNSYNCED_IN_FLIGHT: usize = 8;
@@ -151,7 +151,13 @@ pub async fn synced(subjects: &Subjects, report: &mut Report, bars: &mut Bars) {
                 }
             }
             let (rival, name) = ("walrus-rust, O_SYNC", format!("{records} x {bytes} B, synced"));
-            report.beside(&name, figure(ours.clone()), rival, figure(theirs.clone()), "us");
+            report.beside(
+                &name,
+                Figure::from(ours.clone()),
+                rival,
+                Figure::from(theirs.clone()),
+                "us",
+            );
             bars.add_ratio(&format!("{name}, to {rival}"), &theirs, &ours, Side::AtLeast, 1.0);
         }
     }
@@ -191,7 +197,13 @@ pub async fn unsynced(subjects: &Subjects, report: &mut Report, bars: &mut Bars)
                 let name = format!("a batch of {records} x {bytes} B, unsynced");
                 let pairs = [("us", &ours.0, theirs.0), ("CPU us", &ours.1, theirs.1)];
                 for (unit, ours, theirs) in pairs {
-                    report.beside(&name, figure(ours.clone()), rival, figure(theirs.clone()), unit);
+                    report.beside(
+                        &name,
+                        Figure::from(ours.clone()),
+                        rival,
+                        Figure::from(theirs.clone()),
+                        unit,
+                    );
                     let target = if rival == "commitlog" { 1.3 } else { 1.0 };
                     if unit == "CPU us" && records > 1 {
                         let name = format!("{records} x {bytes} B per CPU second to {rival}");
@@ -256,7 +268,7 @@ pub async fn reads(subjects: &Subjects, report: &mut Report, bars: &mut Bars) {
     }
     let name = "a read of 64 KiB behind the tail";
     let rival = "the journal's checked read";
-    report.beside(name, figure(ours.clone()), rival, figure(bare.clone()), "us");
+    report.beside(name, Figure::from(ours.clone()), rival, Figure::from(bare.clone()), "us");
     bars.add_ratio("a read of 64 KiB to the journal's", &bare, &ours, Side::AtLeast, 0.95);
     report.alone("a read of 64 KiB from the tail", median(tail), "us");
 }

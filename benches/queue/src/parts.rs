@@ -9,9 +9,9 @@ use voussoir_queue::{ProducerConfig, Record, Topic};
 
 use crate::bars::{Bars, Side};
 use crate::logs::processor_seconds;
-use crate::report::Report;
+use crate::median;
+use crate::report::{Figure, Report};
 use crate::subjects::{Sender, Subjects};
-use crate::{figure, median};
 
 /// The first round does not count: connections, caches, segments.
 pub const ROUNDS: usize = 5;
@@ -48,7 +48,13 @@ pub async fn batches(subjects: &Subjects, report: &mut Report, bars: &mut Bars) 
             let name = format!("a batch of {records} x {bytes} B, synced");
             let ours = rounds[0].clone();
             for ((rival, _), theirs) in senders.iter().zip(&rounds).skip(1) {
-                report.beside(&name, figure(ours.clone()), rival, figure(theirs.clone()), "us");
+                report.beside(
+                    &name,
+                    Figure::from(ours.clone()),
+                    rival,
+                    Figure::from(theirs.clone()),
+                    "us",
+                );
                 let target = match *rival {
                     "a bare journal" => 0.92,
                     "JetStream, unsynced" => 1.0,
@@ -131,7 +137,7 @@ pub async fn producers(subjects: &Subjects, report: &mut Report, bars: &mut Bars
     let ours = rounds[0].clone();
     for (rival, theirs) in names.iter().zip(&rounds[1..]) {
         let name = "a record of 100 B, 64 producers, synced";
-        report.beside(name, figure(ours.clone()), rival, figure(theirs.clone()), "us");
+        report.beside(name, Figure::from(ours.clone()), rival, Figure::from(theirs.clone()), "us");
         let target = match *rival {
             "JetStream, unsynced" => 1.0,
             "raft-engine, 64 threads" => 1.6,
@@ -183,7 +189,13 @@ pub async fn partitions(subjects: &Subjects, report: &mut Report, bars: &mut Bar
         ("... bytes for each sync", &of_many.bytes_a_sync, &of_one.bytes_a_sync, ""),
     ];
     for (name, many, one, unit) in rows {
-        report.beside(name, figure(many.clone()), "one partition", figure(one.clone()), unit);
+        report.beside(
+            name,
+            Figure::from(many.clone()),
+            "one partition",
+            Figure::from(one.clone()),
+            unit,
+        );
     }
     let name = "1,000 partitions to one";
     bars.add_ratio(name, &of_one.us, &of_many.us, Side::AtLeast, 0.9);
@@ -244,9 +256,15 @@ pub async fn latency(subjects: &Subjects, report: &mut Report) {
     for (name, mine, other) in [("p50", mine.0, other.0), ("p99", mine.1, other.1)] {
         let name = format!("from send to poll, {name}");
         if other.is_empty() {
-            report.alone(&name, figure(mine), "us");
+            report.alone(&name, Figure::from(mine), "us");
         } else {
-            report.beside(&name, figure(mine), "JetStream, unsynced", figure(other), "us");
+            report.beside(
+                &name,
+                Figure::from(mine),
+                "JetStream, unsynced",
+                Figure::from(other),
+                "us",
+            );
         }
     }
 }

@@ -17,12 +17,6 @@ const PROCESSES: usize = 4;
 /// Pairs of rounds with and without a slow replica.
 const PAIRS: usize = 7;
 
-pub fn figure(mut rounds: Vec<f64>) -> Figure {
-    rounds.sort_by(f64::total_cmp);
-    let range = Some((rounds[0], rounds[rounds.len() - 1]));
-    Figure { value: rounds[rounds.len() / 2], range }
-}
-
 /// Time of the wall and CPU of the nodes for one operation, in us, of each round.
 #[derive(Default)]
 struct Measured {
@@ -72,8 +66,8 @@ pub async fn beside_etcd(report: &mut Report, wants: impl Fn(&str) -> bool) -> R
             }
             let count = processes * each;
             let name = format!("{name}, {count} clients (bar {bar})");
-            report.beside(&name, figure(own.times), rival, figure(theirs.times), "us");
-            let (own, theirs) = (figure(own.cpu), figure(theirs.cpu));
+            report.beside(&name, Figure::from(own.times), rival, Figure::from(theirs.times), "us");
+            let (own, theirs) = (Figure::from(own.cpu), Figure::from(theirs.cpu));
             report.beside("- CPU of the three nodes", own, rival, theirs, "us");
         }
     }
@@ -99,9 +93,9 @@ pub fn slow(report: &mut Report) -> Result<(), Error> {
             // What is left of the bar: below 1 it is met.
             worse.push(with / (1.5 * without + 1_000.0));
         }
-        report.alone(&format!("{name}, a third of capacity, p99"), figure(own), "us");
-        report.alone("- one replica 50 ms slow, p99", figure(others), "us");
-        report.alone("- of 1.5x + 1 ms (bar 1)", figure(worse), "x");
+        report.alone(&format!("{name}, a third of capacity, p99"), Figure::from(own), "us");
+        report.alone("- one replica 50 ms slow, p99", Figure::from(others), "us");
+        report.alone("- of 1.5x + 1 ms (bar 1)", Figure::from(worse), "x");
     }
     Ok(())
 }

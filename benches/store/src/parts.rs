@@ -19,12 +19,6 @@ const PERIOD: Duration = Duration::from_secs(2);
 const SYNCS: usize = 500;
 const BLOCK: usize = 4096;
 
-fn figure(mut rounds: Vec<f64>) -> Figure {
-    rounds.sort_by(f64::total_cmp);
-    let range = Some((rounds[0], rounds[rounds.len() - 1]));
-    Figure { value: rounds[rounds.len() / 2], range }
-}
-
 /// Of each round, in us: the wall time of a put of all clients together, its latency, and the
 /// processor time of the three nodes for it.
 #[derive(Default)]
@@ -68,7 +62,7 @@ pub async fn puts(report: &mut Report) -> Result<(), Error> {
         let count = processes * each;
         let bar = if count == 1 { "" } else { " (bar 5x)" };
         let mut row = |name: &str, own, theirs| {
-            report.beside(name, figure(own), "etcd put", figure(theirs), "us");
+            report.beside(name, Figure::from(own), "etcd put", Figure::from(theirs), "us");
         };
         row(&format!("put, {count} clients{bar}"), own.times, theirs.times);
         row("- p50", own.p50, theirs.p50);
@@ -104,7 +98,13 @@ pub async fn floor(report: &mut Report) -> Result<(), Error> {
         floors.push(times[times.len() / 2]);
         own.push(client.run(PERIOD)?.p50);
     }
-    report.beside("put, one client, p50 (bar 0.625x)", figure(own), "floor", figure(floors), "us");
+    report.beside(
+        "put, one client, p50 (bar 0.625x)",
+        Figure::from(own),
+        "floor",
+        Figure::from(floors),
+        "us",
+    );
     Ok(())
 }
 

@@ -12,9 +12,9 @@ use voussoir_txn::store::MemoryStore;
 use crate::bars::{Bars, Side};
 use crate::config::Retry;
 use crate::core::{Event, Graph, Input, Kind, Node, Output, Run};
-use crate::report::Report;
+use crate::report::{Figure, Report};
 use crate::sagas::{STEPS, config, five, run};
-use crate::{block_on, figure, steno_rival};
+use crate::{block_on, steno_rival};
 
 const ROUNDS: usize = 7;
 
@@ -95,12 +95,12 @@ pub fn core(report: &mut Report, bars: &mut Bars) {
             });
         }));
     }
-    let steno = || figure(theirs.clone());
+    let steno = || Figure::from(theirs.clone());
     let name = "a step, the state machine alone, CPU";
-    report.beside(name, figure(alone.clone()), "steno 0.5 in memory", steno(), "ns");
+    report.beside(name, Figure::from(alone.clone()), "steno 0.5 in memory", steno(), "ns");
     let name = "a step, runner and store in memory, CPU";
-    report.beside(name, figure(ours), "steno 0.5 in memory", steno(), "ns");
+    report.beside(name, Figure::from(ours), "steno 0.5 in memory", steno(), "ns");
     let name = "saga core per step, CPU, to steno's in memory";
     bars.add_ratio(name, &alone, &theirs, Side::AtMost, 0.1);
-    bars.add("saga core per step, CPU, in us", figure(alone).value / 1e3, Side::AtMost, 1.0);
+    bars.add("saga core per step, CPU, in us", Figure::from(alone).value / 1e3, Side::AtMost, 1.0);
 }

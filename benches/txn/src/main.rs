@@ -28,16 +28,9 @@ mod core;
 mod error;
 
 use bars::Bars;
-use report::{Figure, Report};
+use report::Report;
 
 type Part = (&'static str, fn(&mut Report, &mut Bars));
-
-/// The median of the rounds, with the lowest and the highest.
-pub fn figure(mut rounds: Vec<f64>) -> Figure {
-    rounds.sort_by(f64::total_cmp);
-    let range = rounds.first().copied().zip(rounds.last().copied());
-    Figure { value: rounds[rounds.len() / 2], range }
-}
 
 /// The middle of many times.
 pub fn median(mut times: Vec<f64>) -> f64 {

@@ -11,8 +11,8 @@ use voussoir_txn::outbox::*;
 
 use crate::bars::{Bars, Side};
 use crate::databases::{connect, first};
-use crate::report::Report;
-use crate::{block_on, figure, median};
+use crate::report::{Figure, Report};
+use crate::{block_on, median};
 
 const TIME: Duration = Duration::from_secs(2);
 
@@ -106,7 +106,7 @@ pub fn outbox(report: &mut Report, bars: &mut Bars) {
             let name = format!("commits/s with an outbox to plain ones, {writers} writers");
             bars.add_ratio(&name, &with, &plain, Side::AtLeast, 0.8);
             let name = format!("commits with an outbox, {writers} writers");
-            report.beside(&name, figure(with), "plain commits", figure(plain), "1/s");
+            report.beside(&name, Figure::from(with), "plain commits", Figure::from(plain), "1/s");
         }
         let (committed, arrived) = (times.committed.lock(), times.arrived.lock());
         let (committed, arrived) = (committed.expect("no panic"), arrived.expect("no panic"));

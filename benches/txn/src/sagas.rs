@@ -11,8 +11,8 @@ use voussoir_txn::{Config, Saga, Sagas, Step, StepError};
 
 use crate::bars::{Bars, Side};
 use crate::databases::{connect, first};
-use crate::report::Report;
-use crate::{block_on, figure, median};
+use crate::report::{Figure, Report};
+use crate::{block_on, median};
 
 /// Steps of a saga.
 pub const STEPS: u64 = 5;
@@ -88,7 +88,7 @@ pub fn durable(report: &mut Report, bars: &mut Bars) {
     let name = "a durable saga of five steps, p50, to six syncs";
     bars.add_ratio(name, &ours, &theirs, Side::AtMost, 1.3);
     let name = "a durable saga of five steps, p50";
-    report.beside(name, figure(ours), "six syncs of the journal", figure(theirs), "us");
+    report.beside(name, Figure::from(ours), "six syncs of the journal", Figure::from(theirs), "us");
 }
 
 pub fn flight(report: &mut Report, bars: &mut Bars) {
@@ -131,11 +131,17 @@ pub fn flight(report: &mut Report, bars: &mut Bars) {
     }
     let name = "steps of 1,024 sagas in flight";
     if theirs.is_empty() {
-        report.alone(name, figure(ours), "1/s");
+        report.alone(name, Figure::from(ours), "1/s");
     } else {
         let ratio = "steps/s of 1,024 sagas in flight, to a row a commit";
         bars.add_ratio(ratio, &ours, &theirs, Side::AtLeast, 20.0);
-        report.beside(name, figure(ours), "a row a commit, PostgreSQL", figure(theirs), "1/s");
+        report.beside(
+            name,
+            Figure::from(ours),
+            "a row a commit, PostgreSQL",
+            Figure::from(theirs),
+            "1/s",
+        );
     }
 }
 

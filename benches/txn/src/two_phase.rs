@@ -18,8 +18,8 @@ use voussoir_txn::two_phase::{Ack, Coordinator, Gid, StoreLog};
 
 use crate::bars::{Bars, Side};
 use crate::databases::{Two, connect, first};
-use crate::report::Report;
-use crate::{block_on, figure, median};
+use crate::report::{Figure, Report};
+use crate::{block_on, median};
 
 const ROUNDS: usize = 5;
 const TIME: Duration = Duration::from_secs(2);
@@ -272,11 +272,11 @@ async fn compare(
     ];
     for (rival, theirs) in rivals {
         let name = format!("2PC, two databases, {clients} clients, p50");
-        let their = figure(theirs.p50_ms.clone());
-        report.beside(&name, figure(ours.p50_ms.clone()), rival, their, "ms");
+        let their = Figure::from(theirs.p50_ms.clone());
+        report.beside(&name, Figure::from(ours.p50_ms.clone()), rival, their, "ms");
         let name = format!("2PC, two databases, {clients} clients");
-        let their = figure(theirs.per_second.clone());
-        report.beside(&name, figure(ours.per_second.clone()), rival, their, "1/s");
+        let their = Figure::from(theirs.per_second.clone());
+        report.beside(&name, Figure::from(ours.per_second.clone()), rival, their, "1/s");
     }
     if clients == 1 {
         let name = "2PC, one client, p50 to the naive form's";
