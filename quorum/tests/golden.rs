@@ -7,7 +7,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::fs;
 use std::path::Path;
 
 use bytes::Bytes;
@@ -19,20 +18,7 @@ const US: u64 = 1_000;
 #[test]
 fn transcripts() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    let update = std::env::var_os("UPDATE").is_some();
-    let mut played = 0;
-    for file in fs::read_dir(folder).unwrap() {
-        let path = file.unwrap().path();
-        let expected = fs::read_to_string(&path).unwrap();
-        let actual = play(&expected);
-        if update {
-            fs::write(&path, actual).unwrap();
-        } else {
-            assert_eq!(actual, expected, "{} differs; UPDATE=1 rewrites it", path.display());
-        }
-        played += 1;
-    }
-    assert!(played >= 4, "the transcripts are gone");
+    test_support::transcripts::check(&folder, 4, play);
 }
 
 struct Player {

@@ -8,7 +8,6 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::fs;
 use std::path::Path;
 
 use common::{Lab, Letter, MS};
@@ -19,20 +18,7 @@ use voussoir_raft::{Change, Entry, EntryKind, Message, SnapshotMeta};
 #[test]
 fn transcripts() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    let update = std::env::var_os("UPDATE").is_some();
-    let mut played = 0;
-    for file in fs::read_dir(folder).unwrap() {
-        let path = file.unwrap().path();
-        let expected = fs::read_to_string(&path).unwrap();
-        let actual = play(&expected);
-        if update {
-            fs::write(&path, actual).unwrap();
-        } else {
-            assert_eq!(actual, expected, "{} differs; UPDATE=1 rewrites it", path.display());
-        }
-        played += 1;
-    }
-    assert!(played >= 6, "the transcripts are gone");
+    test_support::transcripts::check(&folder, 6, play);
 }
 
 struct Player {

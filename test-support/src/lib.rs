@@ -1,11 +1,12 @@
-//! What the tests of several crates share and is no crate's trade: servers that they start, and
-//! the inputs that the fuzzers found. Part of no library: only tests depend on it.
+//! What the tests of several crates share and is no crate's trade: servers that they start, the
+//! inputs that the fuzzers found, and transcripts. Part of no library: only tests depend on it.
 //!
 //! Everything here panics where a test would unwrap.
 
 pub mod corpus;
 mod nginx;
 mod redis;
+pub mod transcripts;
 
 use std::net::TcpListener;
 use std::path::PathBuf;
