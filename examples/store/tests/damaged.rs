@@ -106,14 +106,20 @@ async fn made_to_lead(cluster: &mut Cluster, client: &Client, id: u64) {
     panic!("node {id} was never elected");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_whose_log_has_rotten_is_repaired_while_the_others_go_on() {
-    let folder = tempfile::tempdir().unwrap();
-    let mut cluster = Cluster::new(program(), folder.path(), 3).unwrap();
+/// Three nodes with small segments, a client of theirs, and who leads.
+async fn three_nodes(folder: &Path) -> (Cluster, Client, u64) {
+    let mut cluster = Cluster::new(program(), folder, 3).unwrap();
     cluster.set_options(&["--segment-bytes", "1MiB"]);
     cluster.start_all().unwrap();
     let client = cluster.client();
     let leader = cluster.leader(&client).await.unwrap().id;
+    (cluster, client, leader)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_log_has_rotten_is_repaired_while_the_others_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut cluster, client, leader) = three_nodes(folder.path()).await;
     let (victim, other) = (leader % 3 + 1, (leader + 1) % 3 + 1);
     let load = Load::start(
         &client,
@@ -176,11 +182,7 @@ async fn a_node_whose_log_has_rotten_is_repaired_while_the_others_go_on() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_cannot_read_its_log_ends_and_is_repaired_when_it_is_started_again() {
     let folder = tempfile::tempdir().unwrap();
-    let mut cluster = Cluster::new(program(), folder.path(), 3).unwrap();
-    cluster.set_options(&["--segment-bytes", "1MiB"]);
-    cluster.start_all().unwrap();
-    let client = cluster.client();
-    let leader = cluster.leader(&client).await.unwrap().id;
+    let (mut cluster, client, leader) = three_nodes(folder.path()).await;
     let behind = leader % 3 + 1;
     cluster.kill(behind).await.unwrap();
     // More than a leader keeps in memory.
