@@ -4,22 +4,23 @@
 
 mod support;
 
+#[path = "support/losses.rs"]
+mod losses;
+
 use std::collections::HashMap;
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use losses::{LOSSES_A_LIFE, journal, pumped};
 use parking_lot::Mutex;
 use support::Cut;
 use voussoir_journal::files::crash::{CrashFiles, Effect, Fault, Loss, Op, When};
-use voussoir_journal::{Config, Files, Journal, MemoryFiles};
+use voussoir_journal::{Config, Journal, MemoryFiles};
 use voussoir_sim::Situations;
 use voussoir_txn::store::{JournalStore, SagaStore};
 use voussoir_txn::{
     Outcome, Resolution, Retry, Saga, SagaState, Sagas, Step, StepCx, StepError, WaitError,
 };
-
-const LOSSES_A_LIFE: u64 = 10;
 
 static SITUATIONS: [&str; 7] = [
     "power lost with a saga open",
@@ -136,31 +137,6 @@ fn order(world: &Arc<World>) -> Saga<u64> {
     order.build().expect("a definition in order")
 }
 
-fn journal(files: Arc<dyn Files>) -> Journal {
-    let mut config = Config::manual();
-    config.segment_bytes = 64 << 10;
-    config.max_bytes = 64 * config.segment_bytes;
-    config.identity = Some(7);
-    Journal::open_with(files, config).expect("the journal opens")
-}
-
-/// Runs `work` while the journal writes.
-async fn pumped<T>(journal: &Journal, now: &mut u64, work: impl Future<Output = T>) -> T {
-    let pump = async {
-        // Ends: with the work beside it.
-        loop {
-            *now += 200_000;
-            journal.work(*now);
-            tokio::time::sleep(Duration::from_micros(200)).await;
-        }
-    };
-    tokio::select! {
-        biased;
-        done = work => done,
-        never = pump => never,
-    }
-}
-
 async fn life(seed: u64, situations: &Situations) {
     let mut random = fastrand::Rng::with_seed(seed);
     let disk = CrashFiles::new(seed);
@@ -271,28 +247,10 @@ fn check(sagas: &Sagas, world: &World, situations: &Situations) {
 
 #[test]
 fn no_power_loss_loses_a_saga_or_runs_half_of_it() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let losses = number("VOUSSOIR_POWER_LOSSES").unwrap_or(400);
     let situations = Situations::new(&SITUATIONS);
-    let run = |seed: u64| {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .start_paused(true)
-            .build()
-            .expect("a runtime");
-        runtime.block_on(life(seed, &situations));
-    };
-    if let Some(seed) = number("VOUSSOIR_SEED") {
-        return run(seed);
+    if losses::play("power no_", |seed| life(seed, &situations)) {
+        situations.assert_all_reached();
     }
-    for seed in 0..losses.div_ceil(LOSSES_A_LIFE) {
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(seed)));
-        if let Err(panic) = result {
-            eprintln!("replay: VOUSSOIR_SEED={seed} cargo test -p voussoir-txn --test power no_");
-            std::panic::resume_unwind(panic);
-        }
-    }
-    situations.assert_all_reached();
 }
 
 /// One stuck saga must not pin the records of all that came after it.

@@ -5,22 +5,27 @@
 
 mod support;
 
+#[path = "support/branches.rs"]
+mod branches;
+#[path = "support/losses.rs"]
+mod losses;
+
 use std::collections::BTreeMap;
-use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use branches::Held;
+use losses::{LOSSES_A_LIFE, journal, pumped};
 use parking_lot::Mutex;
 use support::Cut;
+use voussoir_journal::Journal;
 use voussoir_journal::files::crash::{CrashFiles, Effect, Fault, Loss, Op, When};
-use voussoir_journal::{Config, Files, Journal};
 use voussoir_sim::Situations;
 use voussoir_txn::async_trait;
 use voussoir_txn::store::JournalStore;
 use voussoir_txn::two_phase::*;
 
-const LOSSES_A_LIFE: u64 = 10;
 const NAMES: [&str; 3] = ["a", "b", "c"];
 
 static SITUATIONS: [&str; 10] = [
@@ -35,13 +40,6 @@ static SITUATIONS: [&str; 10] = [
     "a recovery committed a branch",
     "a recovery aborted a branch",
 ];
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Held {
-    Prepared,
-    Committed,
-    Aborted,
-}
 
 /// What the client of a transaction was told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,27 +125,7 @@ impl Participant for At {
     async fn finish(&self, gid: &Gid, decision: Decision) -> Result<Applied, ParticipantError> {
         let (before, behind, _, is_lost) = self.world.draw();
         self.pass(before).await;
-        let applied = {
-            let mut held = self.world.held.lock();
-            match (held.get(gid).copied(), decision) {
-                (Some(Held::Prepared), Decision::Commit) => {
-                    held.insert(gid.clone(), Held::Committed);
-                    Applied::Done
-                }
-                (Some(Held::Prepared) | None, Decision::Abort) => {
-                    held.insert(gid.clone(), Held::Aborted);
-                    Applied::Done
-                }
-                (Some(Held::Committed), Decision::Commit)
-                | (Some(Held::Aborted), Decision::Abort) => Applied::Done,
-                (Some(Held::Aborted) | None, Decision::Commit) => {
-                    Applied::Heuristic(Heuristic::RolledBack)
-                }
-                (Some(Held::Committed), Decision::Abort) => {
-                    Applied::Heuristic(Heuristic::Committed)
-                }
-            }
-        };
+        let applied = branches::finish(&mut self.world.held.lock(), gid, decision);
         self.pass(behind).await;
         if is_lost {
             return Err(ParticipantError("the connection has ended".into()));
@@ -166,31 +144,6 @@ impl Participant for At {
         };
         self.pass(behind).await;
         Ok(list)
-    }
-}
-
-fn journal(files: Arc<dyn Files>) -> Journal {
-    let mut config = Config::manual();
-    config.segment_bytes = 64 << 10;
-    config.max_bytes = 64 * config.segment_bytes;
-    config.identity = Some(7);
-    Journal::open_with(files, config).expect("the journal opens")
-}
-
-/// Runs `work` while the journal writes.
-async fn pumped<T>(journal: &Journal, now: &mut u64, work: impl Future<Output = T>) -> T {
-    let pump = async {
-        // Ends: with the work beside it.
-        loop {
-            *now += 200_000;
-            journal.work(*now);
-            tokio::time::sleep(Duration::from_micros(200)).await;
-        }
-    };
-    tokio::select! {
-        biased;
-        done = work => done,
-        never = pump => never,
     }
 }
 
@@ -329,26 +282,8 @@ fn check(world: &World, situations: &Situations) {
 
 #[test]
 fn no_power_loss_of_the_coordinator_tears_a_transaction() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let losses = number("VOUSSOIR_POWER_LOSSES").unwrap_or(400);
     let situations = Situations::new(&SITUATIONS);
-    let run = |seed: u64| {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_time()
-            .start_paused(true)
-            .build()
-            .expect("a runtime");
-        runtime.block_on(life(seed, &situations));
-    };
-    if let Some(seed) = number("VOUSSOIR_SEED") {
-        return run(seed);
+    if losses::play("power_two_", |seed| life(seed, &situations)) {
+        situations.assert_all_reached();
     }
-    for seed in 0..losses.div_ceil(LOSSES_A_LIFE) {
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(seed)));
-        if let Err(panic) = result {
-            eprintln!("replay: VOUSSOIR_SEED={seed} cargo test -p voussoir-txn --test power_two_");
-            std::panic::resume_unwind(panic);
-        }
-    }
-    situations.assert_all_reached();
 }

@@ -1,10 +1,14 @@
 //! The coordinator over participants that are scripted, crash and come back.
 
+#[path = "support/branches.rs"]
+mod branches;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use branches::Held;
 use parking_lot::Mutex;
 use voussoir_txn::StoreError;
 use voussoir_txn::async_trait;
@@ -12,13 +16,6 @@ use voussoir_txn::store::{MemoryStore, Opened, Record, SagaStore};
 use voussoir_txn::two_phase::*;
 
 const SECOND: Duration = Duration::from_secs(1);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Held {
-    Prepared,
-    Committed,
-    Aborted,
-}
 
 /// What a database does next, instead of what it should.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,28 +155,7 @@ impl Participant for At {
             }
             _ => {}
         }
-        let applied = {
-            let mut held = self.held.lock();
-            let before = held.get(gid).copied();
-            match (before, decision) {
-                (Some(Held::Prepared), Decision::Commit) => {
-                    held.insert(gid.clone(), Held::Committed);
-                    Applied::Done
-                }
-                (Some(Held::Prepared) | None, Decision::Abort) => {
-                    held.insert(gid.clone(), Held::Aborted);
-                    Applied::Done
-                }
-                (Some(Held::Committed), Decision::Commit)
-                | (Some(Held::Aborted), Decision::Abort) => Applied::Done,
-                (Some(Held::Aborted) | None, Decision::Commit) => {
-                    Applied::Heuristic(Heuristic::RolledBack)
-                }
-                (Some(Held::Committed), Decision::Abort) => {
-                    Applied::Heuristic(Heuristic::Committed)
-                }
-            }
-        };
+        let applied = branches::finish(&mut self.held.lock(), gid, decision);
         if fault == Some(Fault::LoseFinish) {
             return std::future::pending().await;
         }
