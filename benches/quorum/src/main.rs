@@ -15,6 +15,8 @@
 mod clients;
 #[path = "../../etcd.rs"]
 mod etcd;
+mod etcd_cas;
+#[path = "../../etcd_keys.rs"]
 mod etcd_keys;
 mod ours;
 mod parts;

@@ -15,35 +15,6 @@ const VALUE_BYTES: usize = 128;
 /// Time limit of a call.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-#[derive(Clone, PartialEq, prost::Message)]
-struct RangeRequest {
-    #[prost(bytes = "vec", tag = "1")]
-    key: Vec<u8>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct KeyValue {
-    #[prost(bytes = "vec", tag = "5")]
-    value: Vec<u8>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct RangeResponse {
-    #[prost(message, repeated, tag = "2")]
-    kvs: Vec<KeyValue>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct PutRequest {
-    #[prost(bytes = "vec", tag = "1")]
-    key: Vec<u8>,
-    #[prost(bytes = "vec", tag = "2")]
-    value: Vec<u8>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct PutResponse {}
-
 #[derive(Clone)]
 enum Service {
     Ours(StoreClient, SocketAddr),
@@ -67,8 +38,7 @@ impl Client {
                 self.ask(client, *leader, Method::PUT, value.into()).await?;
             }
             Service::Etcd(client) => {
-                let request = PutRequest { key: self.key().into_bytes(), value };
-                let _: PutResponse = client.call("/etcdserverpb.KV/Put", request).await?;
+                client.put(self.key().as_bytes(), value).await?;
             }
         }
         self.puts += 1;
@@ -101,9 +71,7 @@ impl Client {
                 self.ask(client, *leader, Method::GET, Bytes::new()).await?.to_vec()
             }
             Service::Etcd(client) => {
-                let request = RangeRequest { key: self.key().into_bytes() };
-                let found: RangeResponse = client.call("/etcdserverpb.KV/Range", request).await?;
-                found.kvs.into_iter().next().ok_or("no value")?.value
+                client.get(self.key().as_bytes()).await?.ok_or("no value")?.value
             }
         };
         let found = value.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes));

@@ -12,10 +12,14 @@
 mod clients;
 #[path = "../../etcd.rs"]
 mod etcd;
+#[path = "../../etcd_keys.rs"]
+mod etcd_keys;
 mod ours;
 mod parts;
+#[allow(dead_code, reason = "what other workspaces ask of their processes")]
 #[path = "../../process.rs"]
 mod process;
+#[allow(dead_code, reason = "rows that other workspaces have")]
 #[path = "../../report.rs"]
 mod report;
 
