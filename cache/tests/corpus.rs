@@ -240,16 +240,20 @@ async fn a_second_level_that_hangs_holds_up_no_stale_value() {
     assert!(began.elapsed() <= 31 * MS, "{:?}", began.elapsed());
 }
 
+/// A stale value is served when a load takes longer than 30 ms.
+fn impatient() -> voussoir_cache::Config {
+    config(|config| {
+        (config.ttl, config.stale_if_error) = (Some(SECOND), 100 * SECOND);
+        config.soft_timeout = Some(30 * MS);
+    })
+}
+
 /// FusionCache 332: a load that was left behind by its readers at the soft time-out, and failed
 /// then, spoilt what was served.
 #[tokio::test(start_paused = true)]
 async fn a_load_that_is_left_behind_brings_its_value_and_no_failure() {
     let script = Script::new(1);
-    let rules = config(|config| {
-        (config.ttl, config.stale_if_error) = (Some(SECOND), 100 * SECOND);
-        config.soft_timeout = Some(30 * MS);
-    });
-    let (numbers, clock) = cache(rules, &script);
+    let (numbers, clock) = cache(impatient(), &script);
     assert_eq!(numbers.get_or_load(&1).await.unwrap(), Some(10));
     *script.takes.lock() = 200 * MS;
     for (mood, after) in [(Mood::Fails, None), (Mood::Answers, Some(11))] {
@@ -268,11 +272,7 @@ async fn a_load_that_is_left_behind_brings_its_value_and_no_failure() {
 #[tokio::test(start_paused = true)]
 async fn readers_that_leave_a_load_behind_leave_one_task_behind() {
     let script = Script::new(1);
-    let rules = config(|config| {
-        (config.ttl, config.stale_if_error) = (Some(SECOND), 100 * SECOND);
-        config.soft_timeout = Some(30 * MS);
-    });
-    let (numbers, clock) = cache(rules, &script);
+    let (numbers, clock) = cache(impatient(), &script);
     assert_eq!(numbers.get_or_load(&1).await.unwrap(), Some(10));
     clock.advance(2 * SECOND);
     script.set(Mood::Hangs);

@@ -15,6 +15,16 @@ fn store() -> (Arc<TokioClock>, Arc<MemoryCounter>) {
     (Arc::clone(&clock), Arc::new(MemoryCounter::new(clock)))
 }
 
+/// A node that leases ten units for half a second.
+fn half_second_leases(
+    clock: &Arc<TokioClock>,
+    counter: &Arc<MemoryCounter>,
+    quota: Quota,
+) -> Leased {
+    let config = LeasedConfig { lease: 10, lease_for: SECOND / 2, ..LeasedConfig::default() };
+    Leased::with_clock(Arc::clone(counter) as _, quota, config, Arc::new(**clock)).unwrap()
+}
+
 fn down() -> StoreError {
     StoreError::Unreachable("it is down".into())
 }
@@ -28,11 +38,7 @@ async fn the_store_in_memory_conforms() {
 async fn leases_never_exceed_the_bound_and_save_questions() {
     let (clock, counter) = store();
     let quota = Quota::gcra(100, SECOND).burst(50);
-    let node = || {
-        let config = LeasedConfig { lease: 10, lease_for: SECOND / 2, ..LeasedConfig::default() };
-        Leased::with_clock(Arc::clone(&counter) as _, quota, config, Arc::new(*clock)).unwrap()
-    };
-    let nodes = [node(), node(), node(), node()];
+    let nodes: [Leased; 4] = std::array::from_fn(|_| half_second_leases(&clock, &counter, quota));
     let mut passed = Vec::new();
     // Nodes by turns greedy and idle, so that shares are carried from window to window.
     for turn in 0..4000_u64 {
@@ -108,11 +114,7 @@ async fn what_is_left_of_a_share_is_spent_by_a_request_that_costs_more() {
 async fn leases_never_exceed_the_bound_when_costs_do_not_fit_into_shares() {
     let (clock, counter) = store();
     let quota = Quota::gcra(100, SECOND).burst(50);
-    let node = || {
-        let config = LeasedConfig { lease: 10, lease_for: SECOND / 2, ..LeasedConfig::default() };
-        Leased::with_clock(Arc::clone(&counter) as _, quota, config, Arc::new(*clock)).unwrap()
-    };
-    let nodes = [node(), node(), node(), node()];
+    let nodes: [Leased; 4] = std::array::from_fn(|_| half_second_leases(&clock, &counter, quota));
     let mut passed: Vec<(u64, u64)> = Vec::new();
     // As above; some shares run out of time between two requests, some within the store's time.
     for turn in 0..4_000_u64 {
