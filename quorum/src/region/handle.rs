@@ -57,6 +57,24 @@ pub(super) struct Contact {
     pub(super) stats: RegionStats,
 }
 
+impl Contact {
+    /// The node that is asked now. `own`: who asks; no two nodes of a region begin with the same
+    /// one.
+    pub(super) fn node(&self, own: u64) -> u64 {
+        self.nodes[self.turn.wrapping_add(own as usize) % self.nodes.len()]
+    }
+
+    /// A node is of no use: the next one is asked, once for all who have asked `to` at the same
+    /// time, or every second node would be left out for ever. Who the replicas are is asked anew,
+    /// for they may have been replaced.
+    pub(super) fn pass_over(&mut self, own: u64, to: u64) {
+        if self.node(own) == to {
+            self.turn = self.turn.wrapping_add(1);
+        }
+        self.epoch = 0;
+    }
+}
+
 impl Feed {
     pub(crate) fn new(config: &RegionConfig, record: RegionRecord) -> Self {
         let peer = |region: &super::RegionMember| {
@@ -410,4 +428,25 @@ fn check_served(scope: &Scope, membership: Stamp) -> Option<()> {
 /// How many bytes a state takes in a message.
 pub(super) fn bytes_of(state: &Value) -> usize {
     crate::version::codec::siblings_bytes(state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A ship and a comparison, say, find the same node away.
+    #[test]
+    fn two_who_ask_in_step_leave_out_no_node() {
+        let nodes = vec![11, 12, 13, 14];
+        let (state, stats) = (PeerState::Away, RegionStats::default());
+        let mut contact = Contact { state, nodes: nodes.clone(), turn: 0, epoch: 3, stats };
+        let mut asked = Vec::new();
+        for _ in 0..4 {
+            let to = contact.node(8);
+            asked.push(to);
+            contact.pass_over(8, to);
+            contact.pass_over(8, to);
+        }
+        assert_eq!((asked, contact.epoch), (nodes, 0));
+    }
 }

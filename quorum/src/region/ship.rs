@@ -111,7 +111,7 @@ impl Region {
         let mut contact = peer.contact.lock();
         if nodes.iter().any(|id| own.contains(id)) {
             contact.state = PeerState::SharedNodes;
-            (contact.turn, contact.epoch) = (contact.turn.wrapping_add(1), 0);
+            contact.pass_over(self.shared.node.id(), to);
             return None;
         }
         // Those of the map last: its replicas may all have been replaced.
@@ -128,10 +128,7 @@ impl Region {
 
     /// The node of a region that is asked now.
     fn node_of(&self, peer: &Peer) -> u64 {
-        let contact = peer.contact.lock();
-        // No two nodes of this region begin with the same one.
-        let turn = contact.turn.wrapping_add(self.shared.node.id() as usize);
-        contact.nodes[turn % contact.nodes.len()]
+        peer.contact.lock().node(self.shared.node.id())
     }
 
     pub(super) async fn ask(
@@ -195,13 +192,7 @@ impl Region {
         if is_good {
             return answer;
         }
-        // Who its replicas are is asked anew, for they may have been replaced. One turn for all who
-        // have asked this node at once: two turns would leave out every second node, for ever.
-        let turn = contact.turn.wrapping_add(self.shared.node.id() as usize);
-        if contact.nodes[turn % contact.nodes.len()] == to {
-            contact.turn = contact.turn.wrapping_add(1);
-        }
-        contact.epoch = 0;
+        contact.pass_over(self.shared.node.id(), to);
         None
     }
 }
