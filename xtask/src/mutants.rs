@@ -10,11 +10,13 @@ use std::time::{Duration, Instant};
 use crate::sample::{fnv1a, head};
 
 mod copy;
+mod named;
 mod table;
 #[cfg(test)]
 mod tests;
 mod trial;
 
+pub(crate) use named::without_test;
 pub(crate) use table::problems;
 
 use copy::Copy;

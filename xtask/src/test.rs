@@ -7,11 +7,13 @@
 use std::io::{BufRead, BufReader};
 use std::process::Command;
 
+use crate::mutants;
 use crate::run::{cargo, check, output, show};
 use crate::services::Services;
 
 mod summary;
 
+pub(crate) use summary::Binary;
 use summary::{Artifacts, Summary};
 
 /// Without arguments: the workspace but for `benches`, whose rivals are no part of the product.
@@ -23,10 +25,12 @@ const TARGETS: [&str; 3] = ["--lib", "--bins", "--tests"];
 pub(crate) fn run(args: &[String]) -> Result<(), String> {
     let services = Services::start();
     let mut summary = Summary::default();
+    let mut nameless = Vec::new();
     if args.is_empty() {
         let targets: Vec<&str> = ALL.into_iter().chain(TARGETS).collect();
         let libtest: &[&str] = if services.are_complete() { &["--include-ignored"] } else { &[] };
-        test(&targets, libtest, &services, &mut summary)?;
+        let artifacts = test(&targets, libtest, &services, &mut summary)?;
+        nameless = mutants::without_test(&crate::root(), artifacts.binaries())?;
         let docs: Vec<&str> = ALL.into_iter().chain(["--doc"]).collect();
         test(&docs, &[], &services, &mut summary)?;
         build_minimal_examples()?;
@@ -41,16 +45,21 @@ pub(crate) fn run(args: &[String]) -> Result<(), String> {
     for line in services.left_out() {
         println!("left out: {line}");
     }
-    summary.verdict()
+    summary.verdict()?;
+    if nameless.is_empty() {
+        return Ok(());
+    }
+    Err(format!("mutants whose test is not there:\n{}", nameless.join("\n")))
 }
 
-/// Builds, then runs `cargo test`, shows what it prints and counts the results.
+/// Builds, then runs `cargo test`, shows what it prints and counts the results. Returns what was
+/// built.
 fn test(
     args: &[&str],
     libtest: &[&str],
     services: &Services,
     summary: &mut Summary,
-) -> Result<(), String> {
+) -> Result<Artifacts, String> {
     let mut artifacts = Artifacts::default();
     if !args.contains(&"--doc") {
         // The build alone names the package of each test binary.
@@ -79,7 +88,7 @@ fn test(
     }
     let status = child.wait().map_err(failed)?;
     summary.ended(status.success(), &shown);
-    Ok(())
+    Ok(artifacts)
 }
 
 /// Runs to the end with standard error shown, and returns what went to standard output.

@@ -2,22 +2,47 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 
-/// The package of each test binary, by the binary's file name.
+/// The test binaries of a build, by their file names.
 #[derive(Debug, Default)]
-pub(crate) struct Artifacts(BTreeMap<String, String>);
+pub(crate) struct Artifacts(BTreeMap<String, Binary>);
+
+/// A program that runs tests.
+#[derive(Debug)]
+pub(crate) struct Binary {
+    /// The folder of its package, which is an absolute path.
+    pub(crate) package: PathBuf,
+    /// As cargo has it: `lib`, `bin`, `test` or `example`.
+    pub(crate) kind: String,
+    /// The name of the target.
+    pub(crate) name: String,
+    pub(crate) program: PathBuf,
+}
 
 /// One line of cargo's JSON.
 #[derive(Deserialize)]
 struct Line {
     #[serde(default)]
-    manifest_path: String,
-    executable: Option<String>,
+    manifest_path: PathBuf,
+    target: Option<Target>,
+    profile: Option<Profile>,
+    executable: Option<PathBuf>,
     message: Option<Diagnostic>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    kind: Vec<String>,
+    name: String,
+}
+
+#[derive(Deserialize)]
+struct Profile {
+    test: bool,
 }
 
 #[derive(Deserialize)]
@@ -29,13 +54,25 @@ impl Artifacts {
     /// Reads the messages of `cargo test --no-run --message-format=json`.
     pub(crate) fn parse(json: &str) -> Self {
         let messages = json.lines().filter_map(|line| serde_json::from_str::<Line>(line).ok());
-        let package = |message: Line| {
-            let folder = Path::new(&message.manifest_path).parent()?.file_name()?;
-            let program = message.executable?;
-            let name = Path::new(&program).file_name()?;
-            Some((name.to_string_lossy().into_owned(), folder.to_string_lossy().into_owned()))
+        let binary = |message: Line| {
+            message.profile.filter(|profile| profile.test)?;
+            let package = message.manifest_path.parent()?.to_owned();
+            let (target, program) = (message.target?, message.executable?);
+            let file = program.file_name()?.to_string_lossy().into_owned();
+            let kind = target.kind.into_iter().next()?;
+            Some((file, Binary { package, kind, name: target.name, program }))
         };
-        Self(messages.filter_map(package).collect())
+        Self(messages.filter_map(binary).collect())
+    }
+
+    /// All of them.
+    pub(crate) fn binaries(&self) -> impl Iterator<Item = &Binary> {
+        self.0.values()
+    }
+
+    /// The name of the folder of the package of `file`.
+    fn package_of(&self, file: &str) -> Option<&str> {
+        self.0.get(file)?.package.file_name()?.to_str()
     }
 }
 
@@ -76,8 +113,7 @@ impl Summary {
     pub(crate) fn read(&mut self, line: &str, artifacts: &Artifacts) {
         let line = line.trim_start();
         if let Some(binary) = running_binary(line) {
-            let known = artifacts.0.get(binary);
-            self.begins(known.map_or("?", String::as_str));
+            self.begins(artifacts.package_of(binary).unwrap_or("?"));
         } else if let Some(library) = line.strip_prefix("Doc-tests ") {
             self.begins(&folder_of(library));
         } else if let Some(result) = line.strip_prefix("test result: ") {
@@ -191,6 +227,8 @@ mod tests {
 
     fn summary_of(text: &str) -> Summary {
         let json = "{\"manifest_path\":\"/w/raft/Cargo.toml\",\
+                    \"target\":{\"kind\":[\"test\"],\"name\":\"sim\"},\
+                    \"profile\":{\"test\":true},\
                     \"executable\":\"/w/target/debug/deps/sim-12\"}\n{\"success\":true}";
         let artifacts = Artifacts::parse(json);
         let mut summary = Summary::default();
