@@ -453,3 +453,25 @@ pub(super) fn play_lives(
 fn all_branches_of_a_transaction_end_alike() {
     play_lives(10_000, "all_branches", &Situations::new(&SITUATIONS), life);
 }
+
+/// atomikos #239: once the decision is asked for, neither the caller nor a timer takes it back.
+#[test]
+fn an_abort_that_comes_late_changes_nothing() {
+    let mut txn = Transaction::new(0, TIMES);
+    txn.step(0, Input::Enlist);
+    txn.step(0, Input::Commit(Ack::Decided));
+    txn.step(1, Input::Voted(0, Voted::Prepared));
+    let outputs =
+        |txn: &mut Transaction| std::iter::from_fn(|| txn.poll_output()).collect::<Vec<_>>();
+    assert_eq!(outputs(&mut txn), [Output::Prepare(0), Output::Decide(vec![0])]);
+    txn.step(TIMES.active * 2, Input::Tick);
+    txn.step(TIMES.active * 2, Input::Abort("caller".into()));
+    assert_eq!(outputs(&mut txn), []);
+    txn.step(TIMES.active * 2, Input::Decided(Some(Decision::Commit)));
+    txn.step(TIMES.active * 2, Input::Abort("caller".into()));
+    let decided = [Output::Answer(Answer::Committed), Output::Finish(0, Decision::Commit)];
+    assert_eq!(outputs(&mut txn), decided);
+    txn.step(TIMES.active * 2, Input::Finished(0, Finished::Done));
+    assert_eq!(outputs(&mut txn), [Output::Ended { forget: true }]);
+    assert_eq!(txn.next_deadline(), None);
+}
