@@ -313,8 +313,8 @@ async fn what_one_call_rejects_moves_in_several_commits() {
 /// can be rejected all the same, and what lies beside it can be moved.
 #[tokio::test(start_paused = true)]
 async fn the_largest_write_can_be_rejected() {
-    // Segments below 4 MiB have smaller commits.
-    for segment_bytes in [4 << 20, 64 << 10] {
+    // What bounds a record is the batch in the first journal, and the commit in the others.
+    for segment_bytes in [8 << 20, 4 << 20, 64 << 10] {
         let files = Arc::new(MemoryFiles::new());
         let gate = Gate::default();
         gate.rejects.store(true, Ordering::SeqCst);
