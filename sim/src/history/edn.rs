@@ -5,10 +5,9 @@ use std::fmt::Write as _;
 use std::hash::Hash;
 
 use serde::Serialize;
-use serde_json::Value;
 
 use super::{Ended, Event, History};
-use crate::json::json_line;
+use crate::json::edn;
 use crate::{KvOp, KvRet};
 
 /// The history of one key, as it is written.
@@ -29,8 +28,8 @@ where
     V: Serialize,
 {
     /// The history of each key in Jepsen's form (EDN, a map per line), in the order in which the
-    /// keys first occur. Knossos reads each as a history of its model `cas-register`, porcupine
-    /// after a translation of the lines:
+    /// keys first occur. Knossos reads each as a history of its model `(cas-register :absent)`,
+    /// porcupine after a translation of the lines:
     ///
     /// ```text
     /// {:index 0, :time 100, :process 0, :type :invoke, :f :write, :value 5}
@@ -40,14 +39,17 @@ where
     /// ```
     ///
     /// - `:f` is `:read`, `:write`, `:cas` (the value is `[expected new]`) or `:delete`, which
-    ///   registers of Knossos do not have. A key without a value reads as `nil`.
+    ///   registers of Knossos do not have. A key without a value reads as `:absent`, and a
+    ///   compare-and-set expects `:absent` there: `nil` is a value that nobody knows, and Knossos
+    ///   takes a read of it for right whatever is there.
     /// - `:type` is `:invoke`, `:ok`, `:fail` (took no effect) or `:info` (nobody knows). A
     ///   compare-and-set that was answered with false is a `:fail`, as Jepsen has it, so an outside
     ///   checker does not hold the refusal against the store. A `:delete` that tells whether there
     ///   was a value has `true` or `false` for its value.
     /// - `:process` is a number of its own for each key. A Jepsen process makes one call at a time,
     ///   and none after an `:info`: where a process of the history does, it becomes several.
-    /// - Values are written as JSON would have them, maps and strings as EDN has them.
+    /// - Values are written as JSON would have them, maps and strings as EDN has them; a value that
+    ///   JSON has as `null` is `:null`, and an integer beyond 64 bits ends in `N`.
     ///
     /// # Panics
     /// If a value cannot be written as JSON.
@@ -86,11 +88,11 @@ where
             out.end(call.process, event.call, kind != "info")
         };
         let (f, value) = match (&call.op, ret) {
-            (KvOp::Get { .. }, Some(KvRet::Value(Some(value)))) => ("read", edn(value)),
+            (KvOp::Get { .. }, Some(KvRet::Value(seen))) => ("read", state(seen.as_ref())),
             (KvOp::Get { .. }, _) => ("read", "nil".to_owned()),
-            (KvOp::Put { value, .. }, _) => ("write", edn(value)),
+            (KvOp::Put { value, .. }, _) => ("write", state(Some(value))),
             (KvOp::Cas { expect, value, .. }, _) => {
-                ("cas", format!("[{} {}]", edn(expect), edn(value)))
+                ("cas", format!("[{} {}]", state(expect.as_ref()), state(Some(value))))
             }
             (KvOp::Delete { .. }, Some(KvRet::Applied(applied))) => ("delete", applied.to_string()),
             (KvOp::Delete { .. }, _) => ("delete", "nil".to_owned()),
@@ -125,35 +127,9 @@ impl Out {
     }
 }
 
-fn edn(value: &impl Serialize) -> String {
-    let json = serde_json::from_str(&json_line(value)).expect("JSON reads as JSON");
-    let mut out = String::new();
-    write_edn(&json, &mut out);
-    out
-}
-
-/// Numbers, strings and booleans are the same in both forms.
-fn write_edn(value: &Value, out: &mut String) {
-    match value {
-        Value::Null => out.push_str("nil"),
-        Value::Array(items) => {
-            out.push('[');
-            for (at, item) in items.iter().enumerate() {
-                out.push_str(if at > 0 { " " } else { "" });
-                write_edn(item, out);
-            }
-            out.push(']');
-        }
-        Value::Object(fields) => {
-            out.push('{');
-            for (at, (name, item)) in fields.iter().enumerate() {
-                out.push_str(if at > 0 { ", " } else { "" });
-                out.push_str(&json_line(name));
-                out.push(' ');
-                write_edn(item, out);
-            }
-            out.push('}');
-        }
-        Value::Bool(_) | Value::Number(_) | Value::String(_) => out.push_str(&json_line(value)),
-    }
+/// What a key has. Never `nil`, which Knossos takes for a value that nobody knows.
+fn state(value: Option<&impl Serialize>) -> String {
+    let Some(value) = value else { return ":absent".to_owned() };
+    let text = edn(value);
+    if text == "nil" { ":null".to_owned() } else { text }
 }
