@@ -24,7 +24,7 @@ impl Clock {
         }
         let rate = self.rate_ppm.unsigned_abs();
         let drift = gone / MILLION * rate + gone % MILLION * rate / MILLION;
-        let gone = if self.rate_ppm > 0 { gone + drift } else { gone - drift };
+        let gone = if self.rate_ppm > 0 { gone.saturating_add(drift) } else { gone - drift };
         self.base_local.saturating_add(gone)
     }
 
@@ -87,6 +87,15 @@ mod tests {
             let at = clock.true_at(deadline);
             assert!(clock.local(at) >= deadline, "{clock:?} {deadline}");
             assert!(at == base || clock.local(at - 1) < deadline, "{clock:?} {deadline}");
+        }
+    }
+
+    #[test]
+    fn a_quick_clock_stops_at_the_last_moment() {
+        for rate in [100, 500_000] {
+            let clock = Clock::new(0, 0, rate, 0);
+            assert_eq!(clock.local(u64::MAX), u64::MAX);
+            assert_eq!(clock.wall(u64::MAX), u64::MAX);
         }
     }
 
