@@ -4,7 +4,10 @@ use std::fmt::Write as _;
 use std::process::Command;
 use std::time::Instant;
 
-use voussoir_sim::{CheckError, History, Kv, KvOp, KvRet, check};
+use voussoir_sim::{
+    Causality, CheckError, History, Kv, KvOp, KvRet, SessionGuarantee, check, check_causal,
+    check_sessions,
+};
 
 type Log = History<KvOp<u32, u64>, KvRet<u64>>;
 
@@ -170,4 +173,47 @@ fn steps_bound_memory_and_time() {
         assert!(ns / steps < 3_000, "{case}: {} ns a step", ns / steps);
     }
     println!("{table}");
+}
+
+/// Sessions that read and write one key in turn.
+fn sessions(calls: u64) -> Log {
+    let (mut history, mut last) = (Log::new(), None);
+    for at in 0..calls {
+        let process = at % 4;
+        if at / 4 % 2 == 0 {
+            let put = history.invoke(process, KvOp::Put { key: 1, value: at }, at);
+            history.ok(put, KvRet::Done, at);
+            last = Some(at);
+        } else {
+            let get = history.invoke(process, KvOp::Get { key: 1 }, at);
+            history.ok(get, KvRet::Value(last), at);
+        }
+    }
+    history
+}
+
+/// An order of each session, not of each pair of its calls: in a process of its own.
+#[test]
+#[cfg(target_os = "linux")]
+fn sessions_take_no_memory_for_each_pair_of_their_calls() {
+    const CALLS: u64 = 8_000;
+    // One bit for each pair of calls; and of what is linear, 1 KiB a call.
+    const ALLOWED: u64 = CALLS * CALLS / 8 + CALLS * 1024;
+    if std::env::var(CHILD).is_ok() {
+        let history = sessions(CALLS);
+        let before = status("VmRSS");
+        assert_eq!(check_sessions(&history, &SessionGuarantee::ALL), Ok(()));
+        assert_eq!(check_causal(&history, Causality::Convergent), Ok(()));
+        println!("child {}", status("VmHWM").saturating_sub(before));
+        return;
+    }
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "sessions_take_no_memory_for_each_pair_of_their_calls", "--nocapture"])
+        .env(CHILD, "sessions")
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let line = text.lines().find_map(|line| line.split_once("child ")).expect(&text).1;
+    let grown: u64 = line.parse().unwrap();
+    assert!(grown <= ALLOWED, "{} MiB of {}", grown >> 20, ALLOWED >> 20);
 }
