@@ -37,8 +37,8 @@ counters! {
     writes,
     /// Messages and requests rejected at `send` and `call` because a queue was full.
     full,
-    /// Messages and requests that were taken and, before a byte of them was written, dropped: the
-    /// connection broke, or the peer turned out not to take that length.
+    /// Messages, requests and answers that were taken and, before all of their bytes were written,
+    /// dropped: the connection broke, or the peer turned out not to take that length.
     dropped,
     /// Own connections that came up.
     connected,

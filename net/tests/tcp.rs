@@ -195,6 +195,117 @@ async fn a_shutdown_writes_and_answers_what_was_taken() {
     assert!(one.tcp.shutdown(later()).await, "a second time does no harm");
 }
 
+/// The connections of `one` to peer 2, made of bare bytes, which reads nothing: small and bulk.
+async fn stalled_peer(one: &Node, peers: &Peers) -> [Raw; 2] {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    peers.insert(2, listener.local_addr().unwrap());
+    let mut events = one.tcp.events();
+    one.tcp.connect(2).unwrap();
+    let (first, second) = (accept(&listener).await, accept(&listener).await);
+    until(&mut events, "the connection", |event| *event == UP).await;
+    if first.1 == 0 { [first.0, second.0] } else { [second.0, first.0] }
+}
+
+/// A node that pings once at the start of each connection, and bears silence.
+async fn patient_node(peers: &Peers) -> Node {
+    let mut config = config();
+    (config.keep_alive, config.dead_after) = (Duration::from_secs(600), Duration::from_secs(3600));
+    (config.small.max_message_bytes, config.small.max_queue_bytes) = (1 << 16, 1 << 20);
+    config.max_calls_out = usize::MAX;
+    node_at(1, "127.0.0.1:0", peers, config).await
+}
+
+#[tokio::test]
+async fn of_what_a_stalled_peer_took_no_byte_the_outcome_is_known() {
+    const FRAME_BYTES: u64 = 24 + 1000;
+    for is_by_deadline in [false, true] {
+        let peers = Peers::new();
+        let one = patient_node(&peers).await;
+        let raw = stalled_peer(&one, &peers).await;
+        let deadline =
+            if is_by_deadline { Instant::now() + Duration::from_secs(2) } else { later() };
+        let mut calls = Vec::new();
+        let mut full_since = Instant::now();
+        while full_since.elapsed() < Duration::from_millis(100) {
+            let mut call = by_hand(one.tcp.call(2, SMALL, vec![1; 1000].into(), deadline));
+            if call.poll_once() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            } else {
+                calls.push(call);
+                full_since = Instant::now();
+            }
+        }
+        let mut raw = Some(raw);
+        if !is_by_deadline {
+            raw = None;
+        }
+        let mut unknown = 0;
+        let mut not_sent = 0;
+        for call in calls {
+            match soon("the end of a call", call.0).await.unwrap_err() {
+                CallError::Unknown(Lost::Deadline | Lost::Disconnected) => {
+                    assert_eq!(not_sent, 0, "it left after one that did not");
+                    unknown += 1;
+                }
+                CallError::NotSent(SendError::Expired | SendError::Down) => not_sent += 1,
+                other => panic!("{other}"),
+            }
+        }
+        let stats = one.tcp.stats();
+        // Beside the requests two pings have left.
+        let begun = stats.bytes_out.div_ceil(FRAME_BYTES);
+        assert!((begun - 1..=begun).contains(&unknown), "{unknown} unknown, {begun} begun");
+        assert!(not_sent > 900, "{not_sent} were in the queue or in the batch");
+        if is_by_deadline {
+            assert_eq!(stats.dropped, 0, "the calls were withdrawn");
+            let mut events = one.tcp.events();
+            drop(raw.take());
+            until(&mut events, "the end", is_down).await;
+            assert!(one.tcp.stats().dropped <= 1, "and are not dropped once more");
+        } else {
+            let dropped = not_sent..=not_sent + 1;
+            assert!(dropped.contains(&stats.dropped), "{} dropped, {not_sent}", stats.dropped);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_shutdown_tells_of_messages_that_a_silent_peer_did_not_take() {
+    let peers = Peers::new();
+    let mut config = config();
+    (config.keep_alive, config.dead_after) = (Duration::from_millis(100), Duration::from_secs(1));
+    let one = node_at(1, "127.0.0.1:0", &peers, config).await;
+    let _stalled = stalled_peer(&one, &peers).await;
+    // All that the kernel does not take is in one batch then.
+    let waits = || one.tcp.queues().iter().any(|queue| queue.bytes > 0);
+    while !waits() {
+        one.tcp.send(2, SMALL, vec![1; 1000].into()).unwrap();
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..10 {
+        one.tcp.send(2, SMALL, vec![1; 1000].into()).unwrap();
+    }
+    tokio::task::yield_now().await;
+    assert!(!one.tcp.shutdown(later()).await, "messages were lost");
+    assert!(one.tcp.stats().dropped >= 10);
+}
+
+#[tokio::test]
+async fn a_shutdown_tells_of_messages_of_which_a_part_was_written() {
+    let peers = Peers::new();
+    let mut config = config();
+    (config.keep_alive, config.dead_after) = (Duration::from_millis(100), Duration::from_secs(1));
+    config.bulk.max_message_bytes = 64 << 20;
+    let one = node_at(1, "127.0.0.1:0", &peers, config).await;
+    let _stalled = stalled_peer(&one, &peers).await;
+    one.tcp.send(2, BULK, vec![1; 64 << 20].into()).unwrap();
+    while one.tcp.stats().bytes_out < 1000 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(!one.tcp.shutdown(later()).await, "most of the message was lost");
+    assert_eq!(one.tcp.stats().dropped, 1);
+}
+
 async fn under_way(node: &Node) {
     soon("the call to be under way", async {
         while node.tcp.stats().frames_in == 0 {

@@ -67,12 +67,13 @@ impl Outbox {
         self.pong = Some(id);
     }
 
-    /// Whether the frame at this place still waits: no byte of it has been given to a socket.
+    /// Whether the frame at this place is in the queue. Those in a batch are not: they are to be
+    /// put back first.
     pub(crate) fn is_waiting(&self, place: u64) -> bool {
         place >= self.front()
     }
 
-    /// Takes a frame back, if it still waits.
+    /// Takes a frame back, if it is in the queue.
     pub(crate) fn withdraw(&mut self, place: u64) -> bool {
         let Some(index) = place.checked_sub(self.front()) else { return false };
         let Some(slot) = self.queue.get_mut(index as usize) else { return false };
@@ -82,12 +83,12 @@ impl Outbox {
         true
     }
 
-    /// Takes back every frame that still waits, and says how many there were.
+    /// Takes back every frame that still waits, and says how many messages, requests and answers
+    /// there were.
     pub(crate) fn withdraw_all(&mut self) -> usize {
-        let mut count = 0;
+        let count = self.len();
         for frame in self.queue.drain(..).flatten() {
             self.bytes -= frame.len();
-            count += 1;
         }
         count
     }
@@ -107,8 +108,9 @@ impl Outbox {
         self.queue.is_empty() && self.ping.is_none() && self.pong.is_none()
     }
 
+    /// How many messages, requests and answers are in the queue.
     pub(crate) fn len(&self) -> usize {
-        self.queue.len()
+        self.queue.iter().flatten().filter(|frame| !frame.is_signal()).count()
     }
 
     /// Of all that has not been written.
@@ -122,7 +124,7 @@ impl Outbox {
             if let Some(id) = id {
                 let frame = Frame::bare(kind, id);
                 self.bytes += frame.len();
-                batch.add(&frame);
+                batch.add_bare(&frame);
             }
         }
         while let Some(slot) = self.queue.front() {
@@ -131,11 +133,19 @@ impl Outbox {
             if is_full || batch.chunks.len() >= MAX_SLICES {
                 break;
             }
-            if let Some(frame) = self.queue.pop_front().flatten() {
-                batch.add(&frame);
-            }
+            let Some(slot) = self.queue.pop_front() else { break };
+            batch.add(slot);
         }
         batch.seal();
+    }
+
+    /// Takes back the frames of a batch of which no byte has been written: they wait again, at
+    /// their places. Only what has been begun stays in the batch.
+    pub(crate) fn put_back(&mut self, batch: &mut Batch) {
+        while let Some(slot) = batch.waiting.pop_back() {
+            self.queue.push_front(slot);
+        }
+        batch.truncate(batch.bare + batch.begun);
     }
 
     /// Bytes of the batch were written.
@@ -162,16 +172,39 @@ pub(crate) struct Batch {
     chunks: VecDeque<Bytes>,
     staging: BytesMut,
     bytes: usize,
+    /// Of the ping and the pong, which come first.
+    bare: usize,
+    /// What is left of a frame of which a part has been written; comes first too.
+    begun: usize,
+    /// The slots of the queue from the first frame on of which no byte has been written.
+    /// Invariants: `bytes` is `bare`, `begun` and the lengths of these; the first is a frame.
+    waiting: VecDeque<Option<Frame>>,
 }
 
 impl Batch {
-    /// Adds a whole frame.
-    pub(crate) fn add(&mut self, frame: &Frame) {
-        self.add_rest(frame, 0);
+    /// Adds a ping or a pong.
+    fn add_bare(&mut self, frame: &Frame) {
+        self.copy(frame, 0);
+        self.bare += frame.len();
+    }
+
+    /// Adds a slot of the queue.
+    fn add(&mut self, slot: Option<Frame>) {
+        match &slot {
+            Some(frame) => self.copy(frame, 0),
+            None if self.waiting.is_empty() => return,
+            None => {}
+        }
+        self.waiting.push_back(slot);
     }
 
     /// Adds a frame without its first bytes, which have been written.
     pub(crate) fn add_rest(&mut self, frame: &Frame, written: usize) {
+        self.copy(frame, written);
+        self.begun += frame.len() - written;
+    }
+
+    fn copy(&mut self, frame: &Frame, written: usize) {
         let mut skip = written.min(frame.header.len());
         self.staging.extend_from_slice(&frame.header[skip..]);
         skip = written - skip;
@@ -199,6 +232,11 @@ impl Batch {
         self.bytes == 0
     }
 
+    /// Whether a part of a frame has been written, and the rest has not.
+    pub(crate) fn is_in_a_frame(&self) -> bool {
+        self.begun > 0
+    }
+
     /// Fills the slices of a vectored write and says how many it filled.
     pub(crate) fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>; MAX_SLICES]) -> usize {
         let mut count = 0;
@@ -212,6 +250,7 @@ impl Batch {
     /// These bytes have been written.
     pub(crate) fn advance(&mut self, mut written: usize) {
         self.bytes -= written;
+        self.count_written(written);
         while written > 0 {
             let Some(chunk) = self.chunks.front_mut() else {
                 debug_assert_eq!(written, 0, "no more is written than there was");
@@ -226,9 +265,41 @@ impl Batch {
         }
     }
 
+    fn count_written(&mut self, mut written: usize) {
+        for front in [&mut self.bare, &mut self.begun] {
+            let of_front = written.min(*front);
+            *front -= of_front;
+            written -= of_front;
+        }
+        // Ends: each turn takes a slot out.
+        while written > 0
+            && let Some(slot) = self.waiting.pop_front()
+        {
+            let frame_bytes = slot.as_ref().map_or(0, Frame::len);
+            let of_frame = written.min(frame_bytes);
+            written -= of_frame;
+            self.begun = frame_bytes - of_frame;
+        }
+        // Ends: each turn takes a slot out.
+        while let Some(None) = self.waiting.front() {
+            self.waiting.pop_front();
+        }
+        debug_assert_eq!(written, 0, "no more is written than there was");
+    }
+
+    /// Keeps the first bytes only.
+    fn truncate(&mut self, bytes: usize) {
+        let mut kept = 0;
+        let is_kept = |chunk: &mut Bytes| {
+            chunk.truncate(bytes - kept);
+            kept += chunk.len();
+            !chunk.is_empty()
+        };
+        self.chunks.retain_mut(is_kept);
+        self.bytes = bytes;
+    }
+
     pub(crate) fn clear(&mut self) {
-        self.chunks.clear();
-        self.staging.clear();
-        self.bytes = 0;
+        *self = Self::default();
     }
 }

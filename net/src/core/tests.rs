@@ -41,13 +41,21 @@ fn write_out(batch: &mut Batch, step: usize, out: &mut Vec<u8>) -> usize {
     taken.len()
 }
 
-static WRITES: [&str; 6] = [
+fn batch_bytes(batch: &Batch) -> usize {
+    let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+    let count = batch.slices(&mut slices);
+    slices[..count].iter().map(|slice| slice.len()).sum()
+}
+
+static WRITES: [&str; 8] = [
     "first frame written in part by its sender",
     "first frame written whole by its sender",
     "frame split over several writes",
     "several frames in one write",
     "more than one batch",
     "batch full of slices",
+    "frame put back behind one that is written in part",
+    "withdrawn frame behind one that waits",
 ];
 
 #[test]
@@ -57,8 +65,9 @@ fn what_goes_in_comes_out_in_order() {
     let pieces = prop_oneof![3 => vec(0_usize..3000, 0..6), 1 => vec(1025_usize..1100, 20..40)];
     let strategy = (vec(pieces, 0..40), 1_usize..100_000, 0_usize..4000);
     let mut runner = TestRunner::new(ProptestConfig::default());
-    let outcome = runner
-        .run(&strategy, |(frames, step, begun)| write_frames(&frames, step, begun, &situations));
+    let outcome = runner.run(&strategy, |(frames, step, begun, puts_back)| {
+        write_frames(&frames, step, begun, puts_back, &situations)
+    });
     outcome.unwrap();
     situations.assert_all_reached();
 }
@@ -67,13 +76,21 @@ fn write_frames(
     frames: &[Vec<usize>],
     step: usize,
     begun: usize,
+    puts_back: bool,
     situations: &Situations,
 ) -> Result<(), TestCaseError> {
     let mut outbox = Outbox::new(usize::MAX, usize::MAX);
     let (mut batch, mut expected, mut out) = (Batch::default(), Vec::new(), Vec::new());
-    let mut ends = Vec::new();
+    let (mut begins, mut ends) = (Vec::new(), Vec::new());
     for (i, pieces) in frames.iter().enumerate() {
         let frame = frame(pieces);
+        begins.push(expected.len());
+        if i % 5 == 3 {
+            let place = outbox.push(frame);
+            prop_assert!(place == i as u64 && outbox.withdraw(place), "places are dense");
+            ends.push(expected.len());
+            continue;
+        }
         expected.extend(bytes_of(&frame));
         ends.push(expected.len());
         if i == 0 {
@@ -104,6 +121,20 @@ fn write_frames(
         let written = write_out(&mut batch, step, &mut out);
         prop_assert!(written > 0, "progress");
         outbox.written(written);
+        if puts_back {
+            outbox.put_back(&mut batch);
+            for (place, (&begin, &end)) in begins.iter().zip(&ends).enumerate().skip(1) {
+                let (is_withdrawn, is_begun) = (begin == end, begin < out.len());
+                let waits = outbox.is_waiting(place as u64);
+                prop_assert!(is_withdrawn || waits != is_begun, "frame {place} waits: {waits}");
+            }
+            let is_split = batch.is_in_a_frame();
+            prop_assert_eq!(is_split, !out.is_empty() && !ends.contains(&out.len()));
+            let waits = ends.iter().any(|&end| end > out.len() + batch_bytes(&batch));
+            situations.add(WRITES[6], u64::from(is_split && waits));
+            let last = ends.windows(2).rposition(|pair| pair[0] == pair[1]);
+            situations.add(WRITES[7], u64::from(last.is_some_and(|at| ends[at] > out.len())));
+        }
         let ended = ends.iter().filter(|end| (before + 1..=out.len()).contains(*end)).count();
         situations.add("several frames in one write", u64::from(ended > 1));
         situations.add("frame split over several writes", u64::from(!ends.contains(&out.len())));
@@ -143,7 +174,7 @@ fn a_frame_is_withdrawn_only_while_it_waits() {
     assert!(outbox.withdraw(places[1]));
     let mut batch = Batch::default();
     outbox.fill(&mut batch);
-    assert!(!outbox.withdraw(places[0]), "it has been given to the socket");
+    assert!(!outbox.withdraw(places[0]), "it is being given to the socket");
     assert!(!outbox.is_waiting(places[2]));
     let mut out = Vec::new();
     write_out(&mut batch, 1 << 20, &mut out);
@@ -153,6 +184,36 @@ fn a_frame_is_withdrawn_only_while_it_waits() {
     outbox.clear();
     assert!(!outbox.is_waiting(later), "it went with its connection");
     assert_eq!(outbox.push(frame(&[6])), later + 1, "a place names one frame for ever");
+}
+
+#[test]
+fn what_the_socket_has_not_taken_waits_again_at_its_place() {
+    let mut outbox = Outbox::new(1 << 20, 100);
+    outbox.ping(1);
+    let places: Vec<u64> = (0..4).map(|i| outbox.push(frame(&[i]))).collect();
+    let (mut batch, mut out) = (Batch::default(), Vec::new());
+    outbox.fill(&mut batch);
+    outbox.put_back(&mut batch);
+    assert!(outbox.is_waiting(places[0]) && !batch.is_in_a_frame());
+    assert_eq!(outbox.len(), 4, "the ping stays in the batch");
+    assert!(outbox.withdraw(places[1]));
+    outbox.written(write_out(&mut batch, 1 << 20, &mut out));
+    assert_eq!(out.len(), HEADER_BYTES);
+    outbox.fill(&mut batch);
+    outbox.written(write_out(&mut batch, HEADER_BYTES + 10, &mut out));
+    outbox.put_back(&mut batch);
+    assert!(batch.is_in_a_frame(), "ten bytes of the third have been written");
+    let waiting = places.iter().map(|&place| outbox.is_waiting(place));
+    assert_eq!(waiting.collect::<Vec<_>>(), [false, false, false, true]);
+    // Ends: each turn writes something.
+    while outbox.bytes() > 0 {
+        if batch.is_empty() {
+            outbox.fill(&mut batch);
+        }
+        outbox.written(write_out(&mut batch, 7, &mut out));
+    }
+    let frames = [bytes_of(&frame(&[0])), bytes_of(&frame(&[2])), bytes_of(&frame(&[3]))];
+    assert_eq!(out, [bytes_of(&Frame::bare(Kind::Ping, 1)), frames.concat()].concat());
 }
 
 #[test]

@@ -72,6 +72,12 @@ impl State {
     fn is_connected(&self) -> bool {
         matches!(self.phase, Phase::Up | Phase::Leaving | Phase::Closing)
     }
+
+    /// Lets every frame wait of which no byte has been given to the socket. While the task writes,
+    /// its batch is not here: what is in that counts as given.
+    fn put_back(&mut self) {
+        self.outbox.put_back(&mut self.batch);
+    }
 }
 
 pub(crate) struct Pipe {
@@ -152,6 +158,7 @@ impl Pipe {
         } else {
             (SendError::Down, Lost::Disconnected)
         };
+        state.put_back();
         let calls: Vec<(Waiting, CallError)> = (state.calls.drain().into_iter())
             .map(|waiting| {
                 let waits = state.outbox.is_waiting(waiting.place);
@@ -160,7 +167,7 @@ impl Pipe {
                 (waiting, error)
             })
             .collect();
-        self.counters.dropped.add(state.outbox.len());
+        self.counters.dropped.add(state.outbox.len() + usize::from(state.batch.is_in_a_frame()));
         state.outbox.clear();
         state.batch.clear();
         state.writer = None;
@@ -184,6 +191,7 @@ impl Pipe {
         if state.phase == Phase::Up {
             state.phase = Phase::Leaving;
         }
+        state.put_back();
         let State { calls, outbox, .. } = &mut *state;
         let not_sent = calls.take_if(|place| outbox.is_waiting(place));
         self.counters.dropped.add(outbox.withdraw_all());
@@ -222,7 +230,8 @@ impl Pipe {
     }
 
     pub(crate) fn queued(&self) -> (usize, usize, usize) {
-        let state = self.state.lock();
+        let mut state = self.state.lock();
+        state.put_back();
         (state.outbox.len(), state.outbox.bytes(), state.calls.len())
     }
 
@@ -292,6 +301,9 @@ impl Pipe {
     pub(super) fn give_up(&self, id: u64) -> bool {
         let mut state = self.state.lock();
         let Some(waiting) = state.calls.remove(id) else { return false };
+        if !state.outbox.is_waiting(waiting.place) {
+            state.put_back();
+        }
         let never_left = state.outbox.withdraw(waiting.place);
         if !never_left && matches!(state.phase, Phase::Up | Phase::Leaving) {
             // Without room the peer goes by the deadline alone.
