@@ -143,6 +143,11 @@ pub enum Lost {
     /// retry would have the same end.
     #[error("the answer is longer than `max_message_bytes` of its class")]
     AnswerTooLong,
+    /// The handler at the peer has answered, and the peer has dropped the answer: as many bytes of
+    /// answers as its `max_queue_bytes` of the class waited already, because this node reads them
+    /// slowly. Ask for less at a time; a retry may do the work a second time.
+    #[error("the peer had no room for the answer: too many wait to be read")]
+    AnswerDropped,
     /// The peer gave a reason that this version does not know.
     #[error("the peer gave an unknown reason")]
     UnknownReason,

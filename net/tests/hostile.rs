@@ -446,6 +446,60 @@ async fn a_peer_that_reads_no_answers_is_bounded_and_ends() {
     still_serves(&node).await;
 }
 
+/// Answers a mebibyte, to everybody at once.
+struct Chunks {
+    go: tokio::sync::watch::Receiver<bool>,
+    chunk: Bytes,
+}
+
+#[voussoir_net::async_trait]
+impl Handler for Chunks {
+    fn message(&self, _from: u64, _class: Class, _body: Bytes) {}
+
+    async fn call(&self, _from: u64, _body: Bytes) -> Result<Parts, Rejected> {
+        let mut go = self.go.clone();
+        go.wait_for(|go| *go).await.expect("the test tells when to go");
+        Ok(Parts::new(self.chunk.clone()))
+    }
+}
+
+#[tokio::test]
+async fn answers_that_a_peer_does_not_read_are_bounded_in_bytes() {
+    const CALLS: u64 = 100;
+    let mut config = config();
+    (config.keep_alive, config.dead_after) = (HOUR / 2, HOUR);
+    config.small.max_queue_bytes = 4 << 20;
+    let node = node_at(1, "127.0.0.1:0", &Peers::new(), config).await;
+    let (start, go) = tokio::sync::watch::channel(false);
+    let chunk = Bytes::from(vec![7; 1 << 20]);
+    node.tcp.serve(2, Arc::new(Chunks { go, chunk })).unwrap();
+    let mut raw = Raw::welcome(&node, &RawHello::to(&node)).await;
+    for id in 0..CALLS {
+        raw.write(&frame(2, 0, 2, id, 60_000, b"")).await;
+    }
+    soon("the calls to be under way", async {
+        while node.tcp.stats().frames_in < CALLS {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    start.send(true).unwrap();
+    // Of a mebibyte each: what the two sockets hold, four in the queue and four beside it.
+    soon("most answers to be dropped", async {
+        while node.tcp.stats().dropped < CALLS / 2 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    for _ in 0..node.tcp.stats().dropped {
+        let (reason, _, body) = raw.read(4).await;
+        assert_eq!((reason, body), (6, vec![]), "the answer was dropped");
+    }
+    raw.write(&request(CALLS, b"goes on")).await;
+    while raw.read(3).await.1 != CALLS {}
+    assert!(node.tcp.stats().dropped < CALLS, "some were sent");
+}
+
 #[tokio::test]
 async fn answers_that_make_no_sense_end_the_call_alone() {
     let peers = Peers::new();
@@ -460,6 +514,12 @@ async fn answers_that_make_no_sense_end_the_call_alone() {
     raw.write(&frame(4, 0, 999, id, 0, b"for no known reason")).await;
     let error = soon("the end of the call", call).await.unwrap().unwrap_err();
     assert_eq!(error, Lost::UnknownReason.into());
+    let tcp = one.tcp.clone();
+    let call = tokio::spawn(async move { tcp.call(2, SMALL, "x".into(), later()).await });
+    let (_, id, _) = raw.read(2).await;
+    raw.write(&frame(4, 0, 6, id, 0, b"")).await;
+    let error = soon("the end of the call", call).await.unwrap().unwrap_err();
+    assert_eq!(error, Lost::AnswerDropped.into());
     let tcp = one.tcp.clone();
     let call = tokio::spawn(async move { tcp.call(2, SMALL, "y".into(), later()).await });
     let (_, id, _) = raw.read(2).await;

@@ -321,6 +321,7 @@ impl Side for Standing {
                 reason::REJECTED => CallError::Rejected(Rejected::ByHandler(body)),
                 reason::FAILED => CallError::Unknown(Lost::HandlerFailed),
                 reason::ANSWER_TOO_LONG => CallError::Unknown(Lost::AnswerTooLong),
+                reason::ANSWER_DROPPED => CallError::Unknown(Lost::AnswerDropped),
                 _ => CallError::Unknown(Lost::UnknownReason),
             }),
             other => return Err(Violation::Kind(other as u8)),

@@ -18,7 +18,7 @@ use super::waiting::{LateAnswer, Ticket};
 use crate::core::calls::{Answer, Calls, Waiting};
 use crate::core::outbox::{Batch, MAX_SLICES, Outbox};
 use crate::stats::Counters;
-use crate::wire::{Frame, HEADER_BYTES, Header, Kind};
+use crate::wire::{Frame, HEADER_BYTES, Header, Kind, reason};
 use crate::{CallError, Class, Config, Lost, Parts, SendError};
 
 /// A longer frame is left to the task of the connection: the lock is held while the caller writes.
@@ -64,6 +64,9 @@ struct State {
     wrote_at: Option<Instant>,
     /// Answers that wait for room.
     late_answers: usize,
+    /// Of these. Invariant: at most the `max_queue_bytes` of the class or one answer, and a
+    /// rejection for each other one.
+    late_bytes: usize,
     /// This side's goodbye has been queued on the connection that stands.
     has_said_goodbye: bool,
 }
@@ -86,6 +89,7 @@ pub(crate) struct Pipe {
     room: Notify,
     ids: AtomicU64,
     max_body_bytes: usize,
+    max_late_bytes: usize,
     gather: Duration,
     counters: Arc<Counters>,
 }
@@ -104,6 +108,7 @@ impl Pipe {
             is_woken: false,
             wrote_at: None,
             late_answers: 0,
+            late_bytes: 0,
             has_said_goodbye: false,
         };
         Self {
@@ -112,6 +117,7 @@ impl Pipe {
             room: Notify::new(),
             ids: AtomicU64::new(1),
             max_body_bytes: limits.max_message_bytes,
+            max_late_bytes: limits.max_queue_bytes,
             gather: config.gather,
             counters,
         }
@@ -317,11 +323,10 @@ impl Pipe {
 
     /// Queues an answer if there is room; else it has to wait for its turn. Only for the task of
     /// the connection, which will write it at the end of its turn.
-    pub(crate) fn try_answer(self: &Arc<Self>, frame: Frame) -> Option<LateAnswer> {
+    pub(crate) fn try_answer(self: &Arc<Self>, id: u64, frame: Frame) -> Option<LateAnswer> {
         let mut state = self.state.lock();
         if !state.outbox.has_room(frame.len()) {
-            state.late_answers += 1;
-            return Some(LateAnswer::new(Arc::clone(self), frame));
+            return Some(self.hold(&mut state, id, frame));
         }
         self.counters.frames_out.add(1);
         state.outbox.push(frame);
@@ -330,17 +335,27 @@ impl Pipe {
 
     /// Sends an answer at once, or says that it has to wait. It is dropped when the connection is
     /// gone.
-    pub(crate) fn answer(self: &Arc<Self>, frame: Frame) -> Option<LateAnswer> {
+    pub(crate) fn answer(self: &Arc<Self>, id: u64, frame: Frame) -> Option<LateAnswer> {
         let mut state = self.state.lock();
         if !state.is_connected() {
             return None;
         }
         if !state.outbox.has_room(frame.len()) {
-            state.late_answers += 1;
-            return Some(LateAnswer::new(Arc::clone(self), frame));
+            return Some(self.hold(&mut state, id, frame));
         }
         self.give(&mut state, frame);
         None
+    }
+
+    /// Lets an answer wait for room; or, when too many bytes wait, the news that it was dropped.
+    fn hold(self: &Arc<Self>, state: &mut State, id: u64, mut frame: Frame) -> LateAnswer {
+        if state.late_bytes > 0 && state.late_bytes + frame.len() > self.max_late_bytes {
+            frame = Frame::rejection(id, reason::ANSWER_DROPPED);
+            self.counters.dropped.add(1);
+        }
+        state.late_answers += 1;
+        state.late_bytes += frame.len();
+        LateAnswer::new(Arc::clone(self), frame)
     }
 
     /// Takes an answer that waits if there is room now, and drops it if the connection is gone.
@@ -359,14 +374,20 @@ impl Pipe {
         true
     }
 
-    /// Ends when there is more room than before.
+    /// Ends when there may be more room than before. One waiter at a time is told, which tells the
+    /// next one once it has taken its part; after the end of the connection all are told.
     pub(super) fn room(&self) -> Notified<'_> {
         self.room.notified()
     }
 
-    pub(super) fn late_answer_ended(&self) {
+    pub(super) fn pass_room_on(&self) {
+        self.room.notify_one();
+    }
+
+    pub(super) fn late_answer_ended(&self, bytes: usize) {
         let mut state = self.state.lock();
         state.late_answers -= 1;
+        state.late_bytes -= bytes;
         if state.late_answers == 0 {
             // The task of the connection may read again.
             self.wake.notify_one();
@@ -490,7 +511,9 @@ impl Pipe {
                     state.outbox.written(bytes);
                     self.counters.writes.add(1);
                     self.counters.bytes_out.add(bytes);
-                    self.room.notify_waiters();
+                    if state.late_answers > 0 {
+                        self.room.notify_one();
+                    }
                 }
                 Err(error) => {
                     state.batch = batch;

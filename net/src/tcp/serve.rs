@@ -129,7 +129,7 @@ impl AcceptSide {
                 return Ok(());
             }
             self.tell_unknown(service);
-            self.pipe.reject(rejection(id, reason::UNKNOWN_SERVICE));
+            self.pipe.reject(Frame::rejection(id, reason::UNKNOWN_SERVICE));
             return Ok(());
         };
         let is_busy = under_way >= self.node.config.max_calls_in
@@ -142,7 +142,7 @@ impl AcceptSide {
         match begin(handler, self.peer, frame.body) {
             Begun::Answered(answer) => {
                 let frame = encode(id, answer, self.pipe.max_body_bytes());
-                if let Some(late) = self.pipe.try_answer(frame) {
+                if let Some(late) = self.pipe.try_answer(id, frame) {
                     self.start(id, left_ms, late.send());
                 }
             }
@@ -150,7 +150,7 @@ impl AcceptSide {
                 let pipe = Arc::clone(&self.pipe);
                 self.start(id, left_ms, async move {
                     let frame = encode(id, running.await, pipe.max_body_bytes());
-                    if let Some(late) = pipe.answer(frame) {
+                    if let Some(late) = pipe.answer(id, frame) {
                         late.send().await;
                     }
                 });
@@ -161,7 +161,7 @@ impl AcceptSide {
 
     fn reject_busy(&self, id: u64) {
         self.node.counters.busy.add(1);
-        self.pipe.reject(rejection(id, reason::BUSY));
+        self.pipe.reject(Frame::rejection(id, reason::BUSY));
     }
 
     /// Runs what is left of a call, to its deadline.
@@ -184,11 +184,6 @@ impl AcceptSide {
     }
 }
 
-fn rejection(id: u64, reason: u16) -> Frame {
-    let header = Header { kind: Kind::Rejection, service: reason, id, left_ms: 0 };
-    Frame::new(header, Parts::default())
-}
-
 /// The frame of an answer; one that the peer would not take becomes a rejection.
 fn encode(id: u64, answer: Answer, max_bytes: usize) -> Frame {
     let (kind, service, parts) = match answer {
@@ -204,7 +199,7 @@ fn encode(id: u64, answer: Answer, max_bytes: usize) -> Frame {
     };
     if parts.len() > max_bytes {
         tracing::error!(target: "voussoir::net", bytes = parts.len(), "an answer is too long");
-        return rejection(id, reason::ANSWER_TOO_LONG);
+        return Frame::rejection(id, reason::ANSWER_TOO_LONG);
     }
     Frame::new(Header { kind, service, id, left_ms: 0 }, parts)
 }

@@ -9,16 +9,19 @@ use super::pipe::Pipe;
 use crate::wire::Frame;
 use crate::{CallError, Lost, SendError};
 
-/// An answer that waits for room. While there is one no further request is read, so a peer that
-/// does not read its answers cannot pile them up.
+/// An answer that waits for room. While there is one no further request is read; the answers to
+/// those that had been read are bounded in bytes by [`Pipe`], so a peer that does not read its
+/// answers cannot pile them up.
 pub(crate) struct LateAnswer {
     pipe: Arc<Pipe>,
     frame: Option<Frame>,
+    bytes: usize,
 }
 
 impl LateAnswer {
     pub(super) fn new(pipe: Arc<Pipe>, frame: Frame) -> Self {
-        Self { pipe, frame: Some(frame) }
+        let bytes = frame.len();
+        Self { pipe, frame: Some(frame), bytes }
     }
 
     /// Sends it when there is room, or drops it when the connection is gone.
@@ -30,6 +33,7 @@ impl LateAnswer {
             // Registered before the look, so that no room is missed in between.
             room.as_mut().enable();
             if pipe.offer(&mut self.frame) {
+                pipe.pass_room_on();
                 return;
             }
             room.await;
@@ -39,7 +43,7 @@ impl LateAnswer {
 
 impl Drop for LateAnswer {
     fn drop(&mut self) {
-        self.pipe.late_answer_ended();
+        self.pipe.late_answer_ended(self.bytes);
     }
 }
 

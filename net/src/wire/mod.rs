@@ -24,6 +24,7 @@ pub(crate) mod reason {
     pub(crate) const REJECTED: u16 = 3;
     pub(crate) const FAILED: u16 = 4;
     pub(crate) const ANSWER_TOO_LONG: u16 = 5;
+    pub(crate) const ANSWER_DROPPED: u16 = 6;
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,6 +107,19 @@ impl Frame {
     /// A frame that is only a header.
     pub(crate) fn bare(kind: Kind, id: u64) -> Self {
         Self::new(Header { kind, service: 0, id, left_ms: 0 }, Parts::default())
+    }
+
+    /// A rejection without a body.
+    pub(crate) fn rejection(id: u64, reason: u16) -> Self {
+        let header = Header { kind: Kind::Rejection, service: reason, id, left_ms: 0 };
+        Self::new(header, Parts::default())
+    }
+
+    /// Whether it belongs to the connection alone, and is neither a message nor part of a call's
+    /// outcome.
+    pub(crate) fn is_signal(&self) -> bool {
+        let signals = [Kind::Cancel, Kind::Ping, Kind::Pong, Kind::Goodbye];
+        signals.iter().any(|&kind| kind as u8 == self.header[4])
     }
 
     /// Of header and body, in bytes.
