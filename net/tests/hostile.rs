@@ -280,6 +280,9 @@ impl Handler for Gate {
     }
 
     async fn call(&self, _from: u64, body: Bytes) -> Result<Parts, Rejected> {
+        if &*body == b"in a task of its own" {
+            tokio::task::yield_now().await;
+        }
         self.pass();
         Ok(Parts::new(body))
     }
@@ -287,12 +290,16 @@ impl Handler for Gate {
 
 /// A connection of peer 9 whose frame, of this kind, is in a handler that returns when told to.
 async fn held_up(node: &Node, kind: u8) -> (Raw, std::sync::mpsc::Sender<()>) {
+    held_up_by(node, kind, b"held up").await
+}
+
+async fn held_up_by(node: &Node, kind: u8, body: &[u8]) -> (Raw, std::sync::mpsc::Sender<()>) {
     let (entered, mut has_entered) = tokio::sync::mpsc::unbounded_channel();
     let (open, gate) = std::sync::mpsc::channel();
     let gate = Gate { entered, open: parking_lot::Mutex::new(gate) };
     node.tcp.serve(2, Arc::new(gate)).unwrap();
     let mut raw = Raw::welcome(node, &RawHello::to(node)).await;
-    raw.write(&frame(kind, 0, 2, 1, 10_000, b"held up")).await;
+    raw.write(&frame(kind, 0, 2, 1, 10_000, body)).await;
     soon("the handler", has_entered.recv()).await.unwrap();
     (raw, open)
 }
@@ -375,6 +382,24 @@ async fn a_shutdown_ends_although_a_handler_blocks() {
         assert!(!is_whole, "a frame of kind {kind} is still being handed on");
         open.send(()).unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn a_shutdown_tells_of_a_handler_that_goes_on_after_its_call_was_cancelled() {
+    let node = node(1, &Peers::new()).await;
+    let (mut raw, open) = held_up_by(&node, 2, b"in a task of its own").await;
+    raw.write(&frame(5, 0, 0, 1, 0, b"")).await;
+    soon("the call to be cancelled", async {
+        while node.tcp.stats().cancelled == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    drop(raw);
+    let deadline = Instant::now() + Duration::from_millis(100);
+    let is_whole = soon("the end of the shutdown", node.tcp.shutdown(deadline)).await;
+    assert!(!is_whole, "the handler still runs");
+    open.send(()).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 3)]

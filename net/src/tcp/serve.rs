@@ -170,7 +170,9 @@ impl AcceptSide {
         let pipe = Arc::clone(&self.pipe);
         // Held until the task is in the map, which it leaves at its end.
         let mut tasks = self.running.tasks.lock();
-        let task = tokio::spawn(async move {
+        // A task of the node, for which a shutdown waits also when the call was cancelled: a poll
+        // of the handler that has begun goes on.
+        let task = self.node.spawn(async move {
             let ended = timeout(Duration::from_millis(left_ms.into()), call).await;
             if running.tasks.lock().remove(&id).is_some() && ended.is_err() {
                 counters.cancelled.add(1);
@@ -180,7 +182,7 @@ impl AcceptSide {
                 pipe.wake();
             }
         });
-        tasks.insert(id, task.abort_handle());
+        tasks.insert(id, task);
     }
 }
 
