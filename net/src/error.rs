@@ -92,7 +92,9 @@ impl CallError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::NotSent(error) => error.is_retryable(),
-            Self::Rejected(rejected) => matches!(rejected, Rejected::Busy),
+            Self::Rejected(rejected) => {
+                matches!(rejected, Rejected::Busy | Rejected::UnknownService)
+            }
             Self::Unknown(lost) => !matches!(lost, Lost::AnswerTooLong),
         }
     }
@@ -114,7 +116,8 @@ impl From<Lost> for CallError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Rejected {
-    /// No handler serves this service at the peer, now. Retry only if it may yet start.
+    /// No handler serves this service at the peer, now: it may be about to start. Retry after a
+    /// pause.
     #[error("unknown service")]
     UnknownService,
     /// The peer has as many calls of this node under way as it takes. Retry after a pause.

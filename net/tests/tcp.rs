@@ -306,6 +306,41 @@ async fn a_shutdown_tells_of_messages_of_which_a_part_was_written() {
     assert_eq!(one.tcp.stats().dropped, 1);
 }
 
+#[tokio::test]
+async fn a_service_that_may_yet_be_served_is_worth_another_call() {
+    let peers = Peers::new();
+    let one = node(1, &peers).await;
+    let _two = node(2, &peers).await;
+    let channel = voussoir_net::Channel::small(SERVICE + 1);
+    let error = one.tcp.call(2, channel, "x".into(), later()).await.unwrap_err();
+    assert_eq!(error, CallError::Rejected(voussoir_net::Rejected::UnknownService));
+    assert!(error.is_retryable() && error.outcome() == Outcome::NotApplied);
+}
+
+#[tokio::test]
+async fn a_prepared_node_takes_no_call_before_its_services_are_there() {
+    let peers = Peers::new();
+    let one = node(1, &peers).await;
+    let any = "127.0.0.1:0".parse().unwrap();
+    let two = Tcp::prepare(2, any, Arc::new(peers.clone()), config()).await.unwrap();
+    peers.insert(2, two.address());
+    assert_eq!(two.call(1, SMALL, "x".into(), later()).await.unwrap(), "x", "it calls at once");
+    let tcp = one.tcp.clone();
+    let mut call = tokio::spawn(async move { tcp.call(2, SMALL, "y".into(), later()).await });
+    let early = tokio::time::timeout(Duration::from_millis(200), &mut call).await;
+    assert!(early.is_err(), "{early:?}");
+    let (sender, _got) = tokio::sync::mpsc::unbounded_channel();
+    two.serve(SERVICE, Arc::new(Echo(sender))).unwrap();
+    two.open();
+    two.open();
+    assert_eq!(soon("the answer", call).await.unwrap().unwrap(), "y");
+
+    let never = Tcp::prepare(3, any, Arc::new(peers.clone()), config()).await.unwrap();
+    assert!(never.shutdown(later()).await, "there was nothing to cut off");
+    TcpListener::bind(never.address()).await.expect("the address is free");
+    never.open();
+}
+
 async fn under_way(node: &Node) {
     soon("the call to be under way", async {
         while node.tcp.stats().frames_in == 0 {

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -60,6 +61,8 @@ pub struct Tcp {
 struct Owner {
     node: Arc<Node>,
     address: SocketAddr,
+    /// Until [`Tcp::open`].
+    listener: Mutex<Option<TcpListener>>,
 }
 
 impl Drop for Owner {
@@ -72,6 +75,9 @@ impl Tcp {
     /// Starts a node that listens on `address`; port 0 takes a free one. Must be called in a
     /// tokio runtime with I/O and time enabled, which then runs all that this node does.
     ///
+    /// It takes connections at once: a peer that is quick finds services that are not served yet.
+    /// [`Tcp::prepare`] leaves time for them.
+    ///
     /// # Errors
     /// [`BindError`]; nothing has been started then.
     ///
@@ -81,6 +87,30 @@ impl Tcp {
     /// # Cancel safety
     /// Cancel safe: nothing stays when the future is dropped.
     pub async fn bind(
+        local: u64,
+        address: SocketAddr,
+        resolver: Arc<dyn Resolver>,
+        config: Config,
+    ) -> Result<Self, BindError> {
+        let tcp = Self::prepare(local, address, resolver, config).await?;
+        tcp.open();
+        Ok(tcp)
+    }
+
+    /// As [`Tcp::bind`], but takes no connection before [`Tcp::open`], so that a node that restarts
+    /// can serve all its services first. It sends and calls at once. Connections of peers wait in
+    /// the backlog of the system meanwhile; to them the node is slow to accept. Their attempts end
+    /// after their `handshake_timeout`, and others follow.
+    ///
+    /// # Errors
+    /// [`BindError`]; nothing has been started then.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: nothing stays when the future is dropped.
+    pub async fn prepare(
         local: u64,
         address: SocketAddr,
         resolver: Arc<dyn Resolver>,
@@ -108,6 +138,29 @@ impl Tcp {
         config: Config,
         tls: crate::Tls,
     ) -> Result<Self, BindError> {
+        let tcp = Self::prepare_tls(local, address, resolver, config, tls).await?;
+        tcp.open();
+        Ok(tcp)
+    }
+
+    /// As [`Tcp::bind_tls`], but takes no connection before [`Tcp::open`].
+    ///
+    /// # Errors
+    /// [`BindError`]; nothing has been started then. The certificate must be of node `local`.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: nothing stays when the future is dropped.
+    #[cfg(feature = "tls")]
+    pub async fn prepare_tls(
+        local: u64,
+        address: SocketAddr,
+        resolver: Arc<dyn Resolver>,
+        config: Config,
+        tls: crate::Tls,
+    ) -> Result<Self, BindError> {
         if tls.id() != local {
             return Err(crate::TlsConfigError::Id { id: tls.id(), expected: local }.into());
         }
@@ -126,8 +179,16 @@ impl Tcp {
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let node = Node::new(local, config, resolver, security, Handle::current());
-        node.spawn(accept::listen(Arc::clone(&node), listener));
-        Ok(Self { owner: Arc::new(Owner { node, address }) })
+        let listener = Mutex::new(Some(listener));
+        Ok(Self { owner: Arc::new(Owner { node, address, listener }) })
+    }
+
+    /// Takes connections from now on. Does nothing after the first time, or after a shutdown.
+    pub fn open(&self) {
+        if let Some(listener) = self.owner.listener.lock().take() {
+            let node = &self.owner.node;
+            node.spawn(accept::listen(Arc::clone(node), listener));
+        }
     }
 
     /// The address that this node listens on.
