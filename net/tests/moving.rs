@@ -303,6 +303,54 @@ async fn new_calls_do_not_wait_for_those_that_an_old_instance_has() {
     assert!(soon("the shutdown", shutdown).await.unwrap(), "nothing was cut off");
 }
 
+/// Answers with what peer 3 answers, once it is released.
+struct Asks {
+    tcp: Tcp,
+    release: Arc<Notify>,
+}
+
+#[async_trait]
+impl Handler for Asks {
+    fn message(&self, _from: u64, _class: Class, _body: Bytes) {}
+
+    async fn call(&self, _from: u64, body: Bytes) -> Result<Parts, Rejected> {
+        self.release.notified().await;
+        let answer = self.tcp.call(3, SMALL, body.into(), later()).await;
+        answer.map(Parts::new).map_err(|error| Rejected::ByHandler(error.to_string().into()))
+    }
+}
+
+#[tokio::test]
+async fn a_shutdown_leaves_the_network_to_the_handlers_that_it_waits_for() {
+    let peers = Peers::new();
+    let one = node(1, &peers).await;
+    let two = node(2, &peers).await;
+    let three = node(3, &peers).await;
+    let release = Arc::new(Notify::new());
+    let asks = Asks { tcp: two.tcp.clone(), release: Arc::clone(&release) };
+    two.tcp.serve(2, Arc::new(asks)).unwrap();
+    let mut events = one.tcp.events();
+    let tcp = one.tcp.clone();
+    let channel = Channel::small(2);
+    let held = tokio::spawn(async move { tcp.call(2, channel, "x".into(), later()).await });
+    soon("the call to be under way", async {
+        while two.tcp.stats().frames_in == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
+    let leaving = two.tcp.clone();
+    let shutdown = tokio::spawn(async move { leaving.shutdown(later()).await });
+    let goodbye = Event::Down { peer: 2, class: Class::Small, reason: DownReason::Goodbye };
+    until(&mut events, "the goodbye", |event| *event == goodbye).await;
+    release.notify_one();
+    assert_eq!(soon("the answer", held).await.unwrap().unwrap(), "x");
+    assert!(soon("the shutdown", shutdown).await.unwrap(), "nothing was cut off");
+    assert_eq!(three.tcp.stats().frames_in, 1, "peer 3 was asked");
+    assert_eq!(two.tcp.send(3, SMALL, "x".into()), Err(SendError::Closed));
+    two.tcp.withdraw(2);
+}
+
 const GOODBYE: u8 = 8;
 
 /// Accepts the small connection of a node that dials both.

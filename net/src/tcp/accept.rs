@@ -332,7 +332,7 @@ fn check(node: &Node, hello: Hello, proof: &Proof) -> Result<(Hello, u16), Hands
         Err(HandshakeError::Recipient)
     } else if hello.from == node.local {
         Err(HandshakeError::SameId)
-    } else if node.is_closing() {
+    } else if node.is_leaving() {
         Err(HandshakeError::Closing)
     } else {
         Ok((hello, version))
@@ -418,7 +418,7 @@ async fn run_connection(
     let writer = Arc::new(writer);
     node.counters.accepted.add(1);
     pipe.up(Arc::clone(&writer), pipe.own_max_body_bytes().min(hello.max_body_bytes as usize));
-    if node.is_closing() {
+    if node.is_leaving() {
         // Its shutdown may have said goodbye to all others before this one stood.
         pipe.goodbye();
     }

@@ -233,11 +233,17 @@ impl Tcp {
         queues.into_values().collect()
     }
 
-    /// Ends in an orderly way: takes nothing new and tells every peer so, lets what is queued be
-    /// written and what is under way be answered, in both directions, and waits until each peer
-    /// has read everything. All of it takes at most until the deadline; then everything ends.
-    /// Tasks that a handler or a resolver blocks at that moment have a second more, and are left
-    /// behind: each ends when that code returns.
+    /// Ends in an orderly way, in two steps. First it takes nothing new from peers, tells every
+    /// peer so, and waits until the calls of peers are answered: `send` and `call` go on, since the
+    /// handlers may need them. Then it takes nothing new at all, lets what is queued be written and
+    /// this node's calls be answered, and waits until each peer has read everything. All of it
+    /// takes at most until the deadline; then everything ends. Tasks that a handler or a resolver
+    /// blocks at that moment have a second more, and are left behind: each ends when that code
+    /// returns.
+    ///
+    /// From its beginning peers send no messages either. A handler whose answer depends on messages
+    /// of peers, as one that waits for a commit of raft does, waits in vain: shut such a protocol
+    /// down first, so that it gives its callers their errors.
     ///
     /// Peers go to where their resolver says that this node is from the beginning of the
     /// shutdown. So a node moves without a lost call when its new instance serves and the peers
@@ -249,12 +255,15 @@ impl Tcp {
     /// handled.
     ///
     /// # Cancel safety
-    /// Dropping the future leaves a transport that takes nothing new. Calling this again goes on.
+    /// Dropping the future leaves a transport that takes nothing new from peers, or nothing at all.
+    /// Calling this again goes on.
     pub async fn shutdown(&self, deadline: Instant) -> bool {
         let node = &self.owner.node;
-        node.close();
-        node.arrivals.goodbye();
+        drop(self.owner.listener.lock().take());
+        node.leave();
         let dropped = node.counters.dropped.get();
+        let has_answered = self.until(deadline, || node.arrivals.is_quiet()).await;
+        node.close();
         let is_quiet = self.until(deadline, || self.is_quiet()).await;
         for link in node.links() {
             link.pipe.goodbye();
@@ -268,7 +277,8 @@ impl Tcp {
         if !has_ended {
             tracing::warn!(target: "voussoir::net", "a handler or resolver blocks a task");
         }
-        is_quiet && is_written && is_read && has_ended && node.counters.dropped.get() == dropped
+        let is_whole = has_answered && is_quiet && is_written && is_read && has_ended;
+        is_whole && node.counters.dropped.get() == dropped
     }
 
     /// Whether no connection stands.
@@ -344,7 +354,7 @@ impl Transport for Tcp {
     }
 
     fn serve(&self, service: u16, handler: Arc<dyn Handler>) -> Result<(), ServeError> {
-        if self.owner.node.is_closing() {
+        if self.owner.node.is_leaving() {
             return Err(ServeError::Closed);
         }
         self.owner.node.services.add(service, handler)

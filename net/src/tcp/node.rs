@@ -33,6 +33,7 @@ pub(crate) struct Node {
     pub(crate) security: Security,
     links: RwLock<Links>,
     runtime: Handle,
+    is_leaving: AtomicBool,
     is_closing: AtomicBool,
     stop: watch::Sender<bool>,
     /// Each task holds a receiver, so that the end of the last one can be awaited.
@@ -69,6 +70,7 @@ impl Node {
             arrivals: Arrivals::default(),
             links: RwLock::default(),
             services: Services::default(),
+            is_leaving: AtomicBool::new(false),
             is_closing: AtomicBool::new(false),
             stop: watch::Sender::new(false),
             tasks: watch::Sender::new(()),
@@ -108,12 +110,26 @@ impl Node {
         self.stop.subscribe()
     }
 
+    /// Whether nothing new is taken from peers.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.is_leaving.load(Ordering::Acquire)
+    }
+
+    /// Takes nothing new from peers from now on, and tells them so. This node's own messages and
+    /// calls are still taken: handlers may need them for their answers.
+    pub(crate) fn leave(&self) {
+        self.is_leaving.store(true, Ordering::Release);
+        self.arrivals.goodbye();
+    }
+
+    /// Whether nothing new is taken at all.
     pub(crate) fn is_closing(&self) -> bool {
         self.is_closing.load(Ordering::Acquire)
     }
 
     /// Takes nothing new from now on.
     pub(crate) fn close(&self) {
+        self.is_leaving.store(true, Ordering::Release);
         self.is_closing.store(true, Ordering::Release);
         for link in self.links() {
             link.pipe.close();

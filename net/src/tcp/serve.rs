@@ -123,7 +123,7 @@ impl AcceptSide {
             tasks.len()
         };
         let Some(handler) = self.node.services.get(service) else {
-            if self.node.is_closing() {
+            if self.node.is_leaving() {
                 // The end of a transport withdraws its services before its connections end.
                 self.reject_busy(id);
                 return Ok(());
@@ -134,7 +134,7 @@ impl AcceptSide {
         };
         let is_busy = under_way >= self.node.config.max_calls_in
             || self.pipe.is_congested()
-            || self.node.is_closing();
+            || self.node.is_leaving();
         if is_busy {
             self.reject_busy(id);
             return Ok(());
