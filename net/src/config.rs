@@ -58,10 +58,11 @@ pub struct Config {
     pub dial_timeout: Duration,
     /// How long a handshake may take, default 2 s.
     pub handshake_timeout: Duration,
-    /// How often a peer is asked for a sign of life, default 500 ms.
+    /// How often a peer is asked for a sign of life, default 500 ms; more often where the peer
+    /// bears silence for less than three times this.
     pub keep_alive: Duration,
     /// How long a peer may be silent until its connection is given up, default 3 s; at least
-    /// twice `keep_alive`.
+    /// twice `keep_alive`. Peers are told, and need not have the same.
     pub dead_after: Duration,
     /// The first pause between two attempts to connect, default 10 ms.
     pub min_backoff: Duration,

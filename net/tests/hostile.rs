@@ -630,7 +630,7 @@ async fn a_slow_handshake_outlives_many_new_connections() {
         // The node has seen as many of them as it takes at a time.
         tokio::time::sleep(Duration::from_millis(100)).await;
         raw.write(&rest).await;
-        let mut reply = [0; 34];
+        let mut reply = [0; REPLY_BYTES];
         let got = tokio::io::AsyncReadExt::read_exact(&mut raw.0, &mut reply);
         soon("a reply", got).await.expect("the handshake was not ended by others");
         assert_eq!(reply[10..12], [0, 0], "welcome");
@@ -653,7 +653,7 @@ async fn a_flood_from_one_address_takes_no_place_from_others() {
     let began = Instant::now();
     let (mut raw, rest) = slow_hello(&node, "127.0.0.3").await;
     raw.write(&rest).await;
-    let mut reply = [0; 34];
+    let mut reply = [0; REPLY_BYTES];
     let got = tokio::io::AsyncReadExt::read_exact(&mut raw.0, &mut reply);
     soon("a reply", got).await.unwrap();
     assert!(began.elapsed() < Duration::from_millis(400), "{:?}", began.elapsed());

@@ -20,7 +20,7 @@ use voussoir_sim::Situations;
 const BOTH: [Direction; 2] = Direction::BOTH;
 /// Bytes of a hello, and of its reply.
 const HELLO_BYTES: u64 = 66;
-const REPLY_BYTES: u64 = 34;
+const REPLY_BYTES: u64 = 38;
 const HEADER_BYTES: u64 = 24;
 
 fn one_in(bytes: u64) -> Option<NonZeroU64> {

@@ -318,6 +318,40 @@ async fn a_service_that_may_yet_be_served_is_worth_another_call() {
 }
 
 #[tokio::test]
+async fn each_side_pings_for_the_silence_that_the_other_bears() {
+    let peers = Peers::new();
+    let mut slow = config();
+    (slow.keep_alive, slow.dead_after) = (Duration::from_secs(3), Duration::from_secs(10));
+    let mut quick = config();
+    (quick.keep_alive, quick.dead_after) = (Duration::from_millis(150), Duration::from_millis(600));
+    let one = node_at(1, "127.0.0.1:0", &peers, slow).await;
+    let two = node_at(2, "127.0.0.1:0", &peers, quick).await;
+    let mut events = [one.tcp.events(), two.tcp.events()];
+    one.tcp.connect(2).unwrap();
+    two.tcp.connect(1).unwrap();
+    for (events, peer) in events.iter_mut().zip([2, 1]) {
+        for _ in Class::ALL {
+            until(
+                events,
+                "a connection",
+                |event| matches!(event, Event::Up { peer: up, .. } if *up == peer),
+            )
+            .await;
+        }
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    for events in &mut events {
+        let next = tokio::time::timeout(Duration::ZERO, events.next()).await;
+        assert!(next.is_err(), "{next:?}");
+    }
+    assert_eq!((one.tcp.stats().violations, two.tcp.stats().violations), (0, 0));
+    for (from, to) in [(&one, &two), (&two, &one)] {
+        let answer = from.tcp.call(to.tcp.local(), SMALL, "x".into(), later()).await;
+        assert_eq!(answer.unwrap(), "x");
+    }
+}
+
+#[tokio::test]
 async fn a_prepared_node_takes_no_call_before_its_services_are_there() {
     let peers = Peers::new();
     let one = node(1, &peers).await;

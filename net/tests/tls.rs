@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use certs::*;
-use support::{BULK, Echo, Node, RawHello, SERVICE, SMALL, frame, later, message, soon, until};
+use support::{
+    BULK, Echo, Node, REPLY_BYTES, RawHello, SERVICE, SMALL, frame, later, message, soon, until,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -250,7 +252,7 @@ async fn raw(node: &Node, issued: &Issued) -> TlsStream<TcpStream> {
 
 async fn greet(stream: &mut TlsStream<TcpStream>, hello: &RawHello) -> u16 {
     stream.write_all(&hello.bytes()).await.unwrap();
-    let mut reply = [0; 34];
+    let mut reply = [0; REPLY_BYTES];
     soon("a reply", stream.read_exact(&mut reply)).await.expect("a whole reply");
     u16::from_le_bytes([reply[10], reply[11]])
 }

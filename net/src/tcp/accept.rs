@@ -219,7 +219,7 @@ async fn shake_hands_and_run(node: &Arc<Node>, stream: TcpStream, remote: Socket
     match admitted {
         Ok((hello, version, admission)) => {
             let reply =
-                reply(Ok(version), hello.nonce, admission.arrival.pipe.own_max_body_bytes());
+                reply(node, Ok(version), hello.nonce, admission.arrival.pipe.own_max_body_bytes());
             let sent = timeout(node.config.handshake_timeout, writer.write_all(&reply)).await;
             if matches!(sent, Ok(Ok(()))) {
                 let opened = Opened { reader, writer, proof };
@@ -229,7 +229,7 @@ async fn shake_hands_and_run(node: &Arc<Node>, stream: TcpStream, remote: Socket
         Err((error, nonce)) => {
             reject(node, remote, error);
             if error != HandshakeError::Malformed {
-                let reply = reply(Err(error), nonce, 0);
+                let reply = reply(node, Err(error), nonce, 0);
                 let _ = timeout(node.config.handshake_timeout, writer.write_all(&reply)).await;
             }
         }
@@ -269,7 +269,7 @@ async fn greet(
     remote: SocketAddr,
     deadline: Instant,
 ) -> Result<(Opened, Greeting), HandshakeError> {
-    let tls_required = reply(Err(HandshakeError::TlsRequired), 0, 0);
+    let tls_required = reply(node, Err(HandshakeError::TlsRequired), 0, 0);
     let purpose = Purpose::Accept(&tls_required);
     let opened = node.security.open(stream, remote, purpose, deadline).await;
     let mut opened = opened.map_err(|error| match error {
@@ -286,9 +286,22 @@ async fn greet(
     Ok((opened, greeting))
 }
 
-fn reply(result: Result<u16, HandshakeError>, nonce: u64, max_body_bytes: usize) -> Vec<u8> {
-    let max_body_bytes = max_body_bytes as u32;
-    Reply { result, min_version: VERSION, max_version: VERSION, nonce, max_body_bytes }.encode()
+fn reply(
+    node: &Node,
+    result: Result<u16, HandshakeError>,
+    nonce: u64,
+    max_body_bytes: usize,
+) -> Vec<u8> {
+    let reply = Reply {
+        result,
+        min_version: VERSION,
+        max_version: VERSION,
+        nonce,
+        max_body_bytes: max_body_bytes as u32,
+        // At most a day.
+        dead_after_ms: node.config.dead_after.as_millis() as u32,
+    };
+    reply.encode()
 }
 
 enum HelloError {

@@ -218,6 +218,16 @@ fn hello_for(node: &Node, link: &Link, nonce: u64) -> Hello {
 struct Connected {
     opened: Opened,
     max_body_bytes: usize,
+    /// How long the peer bears silence; zero where it does not say.
+    peer_dead_after: Duration,
+}
+
+/// How often to ping a peer: often enough for its own limit of silence, which may be another one.
+fn ping_interval(keep_alive: Duration, peer_dead_after: Duration) -> Duration {
+    if peer_dead_after.is_zero() {
+        return keep_alive;
+    }
+    keep_alive.min((peer_dead_after / 3).max(Duration::from_millis(1)))
 }
 
 async fn handshake(mut opened: Opened, hello: &Hello) -> Result<Connected, DialError> {
@@ -233,13 +243,14 @@ async fn handshake(mut opened: Opened, hello: &Hello) -> Result<Connected, DialE
         return Err(DialError::Rejected(HandshakeError::Malformed));
     }
     let max_body_bytes = reply.max_body_bytes.min(hello.max_body_bytes) as usize;
-    Ok(Connected { opened, max_body_bytes })
+    let peer_dead_after = Duration::from_millis(reply.dead_after_ms.into());
+    Ok(Connected { opened, max_body_bytes, peer_dead_after })
 }
 
 /// Runs a connection from its handshake to its end.
 async fn run_connection(node: Arc<Node>, link: Arc<Link>, connected: Connected, left: Arc<Notify>) {
     let (peer, class) = (link.peer, link.class);
-    let Connected { opened, max_body_bytes } = connected;
+    let Connected { opened, max_body_bytes, peer_dead_after } = connected;
     let Opened { reader, writer, mut proof } = opened;
     let writer = Arc::new(writer);
     node.counters.connected.add(1);
@@ -249,7 +260,8 @@ async fn run_connection(node: Arc<Node>, link: Arc<Link>, connected: Connected, 
         link.pipe.goodbye();
     }
     node.publisher.publish(Event::Up { peer, class });
-    let context = node.pump_context();
+    let mut context = node.pump_context();
+    context.keep_alive = ping_interval(context.keep_alive, peer_dead_after);
     let pipe = Arc::clone(&link.pipe);
     let reason = DownReason::Local;
     let mut standing = Standing { node, link, reason, left, has_left: false };

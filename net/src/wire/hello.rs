@@ -11,7 +11,9 @@ pub(crate) const MAGIC: [u8; 8] = *b"voussoir";
 pub(crate) const PREFIX_BYTES: usize = 10;
 const CRC_BYTES: usize = 4;
 const HELLO_FIELDS_BYTES: usize = 52;
-const REPLY_FIELDS_BYTES: usize = 20;
+const REPLY_FIELDS_BYTES: usize = 24;
+/// Of the fields that every version has. Those behind them are zero where a reply ends before.
+const MIN_REPLY_FIELDS_BYTES: usize = 20;
 /// The longest that is read of a handshake, prefix not counted: room for later versions.
 const MAX_LENGTH: usize = 1024;
 
@@ -36,6 +38,8 @@ pub(crate) struct Reply {
     pub(crate) max_version: u16,
     pub(crate) nonce: u64,
     pub(crate) max_body_bytes: u32,
+    /// How long the dialler may be silent; 0 where it is not told.
+    pub(crate) dead_after_ms: u32,
 }
 
 /// The longest record of TLS, with its header.
@@ -141,11 +145,12 @@ impl Reply {
         fields[6..8].copy_from_slice(&self.max_version.to_le_bytes());
         fields[8..16].copy_from_slice(&self.nonce.to_le_bytes());
         fields[16..20].copy_from_slice(&self.max_body_bytes.to_le_bytes());
+        fields[20..24].copy_from_slice(&self.dead_after_ms.to_le_bytes());
         seal(&fields)
     }
 
     pub(crate) fn decode(prefix: &[u8; PREFIX_BYTES], rest: &[u8]) -> Result<Self, HandshakeError> {
-        let fields = fields(prefix, rest, REPLY_FIELDS_BYTES)?;
+        let fields = fields(prefix, rest, MIN_REPLY_FIELDS_BYTES)?;
         let version = u16::from_le_bytes(array(fields, 2));
         let result = match u16::from_le_bytes(array(fields, 0)) {
             0 => Ok(version),
@@ -157,6 +162,7 @@ impl Reply {
             max_version: u16::from_le_bytes(array(fields, 6)),
             nonce: u64::from_le_bytes(array(fields, 8)),
             max_body_bytes: u32::from_le_bytes(array(fields, 16)),
+            dead_after_ms: u32::from_le_bytes(array(fields, 20)),
         })
     }
 }

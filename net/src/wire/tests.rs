@@ -65,7 +65,8 @@ fn hello() -> Hello {
 }
 
 fn reply(result: Result<u16, HandshakeError>) -> Reply {
-    Reply { result, min_version: 1, max_version: 1, nonce: 3, max_body_bytes: 1 << 20 }
+    let (nonce, max_body_bytes, dead_after_ms) = (3, 1 << 20, 3000);
+    Reply { result, min_version: 1, max_version: 1, nonce, max_body_bytes, dead_after_ms }
 }
 
 #[test]
@@ -73,9 +74,11 @@ fn golden_handshake() {
     let golden = "766f7573736f6972 3800 0100 0300 01 000000 22110000000000000000000000000000 \
                   0100000000000000 0200000000000000 0300000000000000 00001000 e094f9e2";
     assert_eq!(hello().encode(), hex(golden));
-    let golden = "766f7573736f6972 1800 0000 0100 0100 0100 0300000000000000 00001000 ebc9b5f2";
+    let golden = "766f7573736f6972 1c00 0000 0100 0100 0100 0300000000000000 00001000 \
+                  b80b0000 dc97e029";
     assert_eq!(reply(Ok(1)).encode(), hex(golden));
-    let golden = "766f7573736f6972 1800 0400 0000 0100 0100 0300000000000000 00001000 3415d320";
+    let golden = "766f7573736f6972 1c00 0400 0000 0100 0100 0300000000000000 00001000 \
+                  b80b0000 b29e1297";
     assert_eq!(reply(Err(HandshakeError::Cluster)).encode(), hex(golden));
 }
 
@@ -95,6 +98,11 @@ fn handshakes_come_back_and_bear_later_fields() {
         let (prefix, rest) = split(&bytes);
         assert_eq!(Reply::decode(&prefix, rest), Ok(reply(result)));
     }
+    // The first replies ended before the time that ends a silent connection.
+    let first = "766f7573736f6972 1800 0000 0100 0100 0100 0300000000000000 00001000 ebc9b5f2";
+    let bytes = hex(first);
+    let (prefix, rest) = split(&bytes);
+    assert_eq!(Reply::decode(&prefix, rest), Ok(Reply { dead_after_ms: 0, ..reply(Ok(1)) }));
     // A later version adds a field before the checksum.
     let mut bytes = hello().encode();
     bytes.truncate(bytes.len() - 4);

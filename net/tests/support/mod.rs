@@ -112,6 +112,8 @@ pub(crate) fn crc(bytes: &[u8]) -> [u8; 4] {
     crc_fast::crc32_iscsi(bytes).to_le_bytes()
 }
 
+pub(crate) const REPLY_BYTES: usize = 38;
+
 pub(crate) struct RawHello {
     pub(crate) versions: (u16, u16),
     pub(crate) class: u8,
@@ -193,10 +195,10 @@ impl Raw {
 
     /// Reads a reply to a hello and returns its code.
     pub(crate) async fn reply(&mut self) -> u16 {
-        let mut reply = [0; 34];
+        let mut reply = [0; REPLY_BYTES];
         soon("a reply", self.0.read_exact(&mut reply)).await.expect("a whole reply");
-        assert_eq!(&reply[..10], b"voussoir\x18\0");
-        assert_eq!(reply[30..], crc(&reply[..30]));
+        assert_eq!(&reply[..10], b"voussoir\x1c\0");
+        assert_eq!(reply[34..], crc(&reply[..34]));
         u16::from_le_bytes([reply[10], reply[11]])
     }
 
@@ -235,6 +237,7 @@ pub(crate) async fn accept(listener: &tokio::net::TcpListener) -> (Raw, u8) {
     let (mut stream, _) = soon("a connection", listener.accept()).await.unwrap();
     let mut hello = [0; 66];
     soon("a hello", stream.read_exact(&mut hello)).await.expect("a whole hello");
+    // As the first nodes of this version replied: without the time that ends a silent connection.
     let mut reply = b"voussoir\x18\0\0\0\x01\0\x01\0\x01\0".to_vec();
     reply.extend(&hello[50..58]);
     reply.extend((1_u32 << 30).to_le_bytes());
