@@ -233,16 +233,17 @@ fn one_ping_and_one_pong_overtake() {
 #[test]
 fn silence_and_trickles_end_a_connection() {
     const SECOND: u64 = 1_000_000_000;
-    let mut silent = Liveness::new(0, 3 * SECOND);
+    const ONE: Duration = Duration::from_secs(1);
+    let mut silent = Liveness::new(0, ONE, 3 * ONE);
     assert!(!silent.tick(SECOND));
     silent.heard();
     assert!(!silent.tick(2 * SECOND), "a frame came in");
     assert!(!silent.tick(4 * SECOND));
     assert!(silent.tick(5 * SECOND), "three seconds after the last sign");
 
-    let mut trickle = Liveness::new(0, 3 * SECOND);
-    let mut bulk = Liveness::new(0, 3 * SECOND);
-    let mut writer = Liveness::new(0, 3 * SECOND);
+    let mut trickle = Liveness::new(0, ONE, 3 * ONE);
+    let mut bulk = Liveness::new(0, ONE, 3 * ONE);
+    let mut writer = Liveness::new(0, ONE, 3 * ONE);
     for second in 1..=2 {
         trickle.read(100);
         bulk.read(1 << 20);
@@ -257,6 +258,30 @@ fn silence_and_trickles_end_a_connection() {
     assert!(trickle.tick(3 * SECOND), "a few bytes are no sign of life");
     assert!(!bulk.tick(3 * SECOND), "a long frame on its way is one");
     assert!(!writer.tick(3 * SECOND), "and so is a peer that takes much");
+}
+
+#[test]
+fn a_line_is_not_too_slow_because_ticks_are_short() {
+    for tick_ms in [1, 50, 500, 60_000] {
+        let tick = Duration::from_millis(tick_ms);
+        let mut line = Liveness::new(0, tick, 6 * tick);
+        // A line of 2 Mbit/s that brings one long message.
+        let is_given_up = (1..100_u32).any(|ticks| {
+            line.read(250 * tick_ms as usize);
+            line.tick((ticks * tick).as_nanos() as u64)
+        });
+        assert!(!is_given_up, "{tick:?}");
+    }
+    for tick_ms in [10, 500] {
+        let tick = Duration::from_millis(tick_ms);
+        let mut trickle = Liveness::new(0, tick, 6 * tick);
+        // 100 bytes a millisecond.
+        let is_given_up = (1..=6_u32).any(|ticks| {
+            trickle.read(100 * tick_ms as usize);
+            trickle.tick((ticks * tick).as_nanos() as u64)
+        });
+        assert!(is_given_up, "{tick:?}");
+    }
 }
 
 #[test]

@@ -36,6 +36,7 @@ pub(crate) trait Side: Send {
 /// The times and counts that all connections share.
 #[derive(Clone, Debug)]
 pub(crate) struct PumpContext {
+    /// Between two pings, and two looks for signs of life.
     pub(crate) keep_alive: Duration,
     pub(crate) dead_after: Duration,
     pub(crate) counters: std::sync::Arc<Counters>,
@@ -53,7 +54,7 @@ pub(crate) async fn run(
     let mut inbox = Inbox::new(pipe.own_max_body_bytes());
     let mut share = Share::new(&context.partials);
     let began = Instant::now();
-    let mut liveness = Liveness::new(0, context.dead_after.as_nanos() as u64);
+    let mut liveness = Liveness::new(0, context.keep_alive, context.dead_after);
     let mut ticks = interval(context.keep_alive);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut pings = 0;
