@@ -115,6 +115,8 @@ impl Share {
             state.held -= holder.bytes;
             if holder.is_ending {
                 state.ending -= holder.bytes;
+                // It has been told, perhaps, and has not looked: now it holds nothing.
+                self.end = Arc::default();
             }
         }
         self.partials.room.send_replace(());
@@ -183,6 +185,23 @@ mod tests {
         drop(three);
         let state = partials.state.lock();
         assert_eq!((state.held, state.ending), (0, 0));
+    }
+
+    #[test]
+    fn a_share_that_gave_everything_back_in_time_is_not_ended() {
+        let partials = Partials::new(100);
+        let [mut one, mut two] = [0; 2].map(|_| Share::new(&partials));
+        assert!(one.try_hold(90));
+        assert!(!two.try_hold(50), "the frame of one is the oldest");
+        one.release();
+        assert!(!is_told(&mut one), "its frame was complete before it looked");
+        assert!(two.try_hold(50) && one.try_hold(50));
+        assert!(!one.try_hold(60));
+        assert!(is_told(&mut two) && !is_told(&mut one));
+        drop(two);
+        let mut three = Share::new(&partials);
+        assert!(!three.try_hold(60));
+        assert!(is_told(&mut one), "it is told of its later frame");
     }
 
     #[test]
