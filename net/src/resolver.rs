@@ -18,7 +18,8 @@ use parking_lot::RwLock;
 pub trait Resolver: Send + Sync + 'static {
     /// The address of a peer, or `None` when there is no such peer (any more): attempts to
     /// connect end, and sending to it fails with
-    /// [`SendError::UnknownPeer`](crate::SendError::UnknownPeer).
+    /// [`SendError::UnknownPeer`](crate::SendError::UnknownPeer), unless a connection to it stands.
+    /// That one goes on, and `send` and `call` use it, until it ends by itself.
     fn resolve(&self, peer: u64) -> Option<SocketAddr>;
 }
 

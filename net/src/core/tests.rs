@@ -63,7 +63,7 @@ fn what_goes_in_comes_out_in_order() {
     let situations = Situations::new(&WRITES);
     // Many long pieces fill a batch's slices; small and large steps split and join frames.
     let pieces = prop_oneof![3 => vec(0_usize..3000, 0..6), 1 => vec(1025_usize..1100, 20..40)];
-    let strategy = (vec(pieces, 0..40), 1_usize..100_000, 0_usize..4000);
+    let strategy = (vec(pieces, 0..40), 1_usize..100_000, 0_usize..4000, any::<bool>());
     let mut runner = TestRunner::new(ProptestConfig::default());
     let outcome = runner.run(&strategy, |(frames, step, begun, puts_back)| {
         write_frames(&frames, step, begun, puts_back, &situations)
