@@ -28,15 +28,15 @@ const OUTPUTS_BYTES_MAX: usize = 8 << 20;
 pub(crate) enum Command {
     Abort {
         why: String,
-        reply: oneshot::Sender<Result<(), ResolveError>>,
+        reply: Reply,
     },
     Resolve {
         step: StepId,
         resolution: Resolution,
-        reply: oneshot::Sender<Result<(), ResolveError>>,
+        reply: Reply,
     },
     GiveUp {
-        reply: oneshot::Sender<Result<(), ResolveError>>,
+        reply: Reply,
     },
     /// The store asks for the whole saga.
     Rewrite,
@@ -45,6 +45,7 @@ pub(crate) enum Command {
 }
 
 type Append = Pin<Box<dyn Future<Output = Result<(), StoreError>> + Send>>;
+type Reply = oneshot::Sender<Result<(), ResolveError>>;
 
 pub(crate) struct Driver {
     inner: Arc<Inner>,
@@ -60,6 +61,8 @@ pub(crate) struct Driver {
     rewrites: bool,
     /// The append under way, and the last record in it.
     append: Option<(u64, Append)>,
+    /// Who is answered once a record is durable, and which one. Bounded by the callers that wait.
+    replies: VecDeque<(u64, Reply)>,
     outputs_bytes: usize,
     timer: Option<Timer>,
     /// A record is durable, and the entry says so.
@@ -110,6 +113,7 @@ impl Driver {
             records: VecDeque::new(),
             rewrites: false,
             append: None,
+            replies: VecDeque::new(),
             outputs_bytes,
             timer: None,
             has_begun: false,
@@ -142,6 +146,7 @@ impl Driver {
                             self.has_begun = true;
                             self.entry.begun();
                         }
+                        self.reply();
                     }
                 }
                 Woken::Appended(Err(error)) => {
@@ -149,6 +154,9 @@ impl Driver {
                         target: "voussoir::txn", saga = %self.entry.id, %error, "the store failed"
                     );
                     self.calls.abort_all();
+                    for (_, reply) in self.replies {
+                        let _ = reply.send(Err(error.clone().into()));
+                    }
                     return self.entry.set(Status::Halted(error));
                 }
                 Woken::Answered(step, attempt, answer) => self.answered(step, attempt, answer),
@@ -295,17 +303,38 @@ impl Driver {
             Some(Command::Abort { why, reply }) => {
                 let may = self.run.may_abort();
                 self.run.step(now, Input::Abort(why));
-                let _ = reply.send(if may { Ok(()) } else { Err(ResolveError::PastPivot) });
+                let result = if may { Ok(()) } else { Err(ResolveError::PastPivot) };
+                self.reply_when_durable(reply, result);
             }
             Some(Command::Resolve { step, resolution, reply }) => {
-                let _ = reply.send(self.resolve(step, resolution, now));
+                let result = self.resolve(step, resolution, now);
+                self.reply_when_durable(reply, result);
             }
             Some(Command::GiveUp { reply }) => {
                 self.run.give_up(now);
-                let _ = reply.send(Ok(()));
+                self.reply_when_durable(reply, Ok(()));
             }
             Some(Command::Rewrite) => self.rewrites = true,
             Some(Command::Drain) | None => self.drains = true,
+        }
+    }
+
+    /// Answers a refusal at once, and all else when a crash would not take it back.
+    fn reply_when_durable(&mut self, reply: Reply, result: Result<(), ResolveError>) {
+        if result.is_err() {
+            let _ = reply.send(result);
+            return;
+        }
+        // Callers that have gone would pile up while the store has no room.
+        self.replies.retain(|(_, reply)| !reply.is_closed());
+        self.replies.push_back((self.run.last_record(), reply));
+        self.reply();
+    }
+
+    fn reply(&mut self) {
+        let count = self.replies.partition_point(|(record, _)| *record <= self.run.durable());
+        for (_, reply) in self.replies.drain(..count) {
+            let _ = reply.send(Ok(()));
         }
     }
 

@@ -202,8 +202,9 @@ pub enum WaitError {
     Drained,
 }
 
-/// A step was not resolved.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
+/// A saga was not aborted or given up, or a step was not resolved. After [`Store`](Self::Store) that
+/// is not known.
+#[derive(Clone, Debug, Error)]
 #[non_exhaustive]
 pub enum ResolveError {
     /// There is no open saga of this id, or no step of this name.
@@ -222,4 +223,7 @@ pub enum ResolveError {
     /// Past the pivot a saga can only be completed or given up.
     #[error("the saga is past its pivot")]
     PastPivot,
+    /// The store failed: whether it is recorded shows the next start of the process.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }

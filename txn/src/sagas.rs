@@ -604,7 +604,8 @@ impl Sagas {
         self.inner.epoch
     }
 
-    /// Undoes a saga whose pivot has not begun. Of `why` 1 KiB is recorded.
+    /// Undoes a saga whose pivot has not begun. Of `why` 1 KiB is recorded. Returns when that is
+    /// durable, however long the store has no room: from then on no restart takes it back.
     ///
     /// # Errors
     /// [`ResolveError`].
@@ -616,7 +617,8 @@ impl Sagas {
         self.ask(id, |_| Ok(()), |(), reply| Command::Abort { why, reply }).await
     }
 
-    /// Says what becomes of a stuck step.
+    /// Says what becomes of a stuck step. Returns when that is durable, as
+    /// [`abort`](Self::abort) does.
     ///
     /// # Errors
     /// [`ResolveError`].
@@ -642,7 +644,8 @@ impl Sagas {
         self.ask(id, find, |step: StepId, reply| Command::Resolve { step, resolution, reply }).await
     }
 
-    /// Ends an open saga as it is, with nothing undone. An operator's last word.
+    /// Ends an open saga as it is, with nothing undone. An operator's last word. Returns when that
+    /// is durable, as [`abort`](Self::abort) does.
     ///
     /// # Errors
     /// [`ResolveError`].

@@ -227,6 +227,16 @@ impl Run {
         &self.state
     }
 
+    /// The last record that was put out. 0 if there is none.
+    pub(crate) fn last_record(&self) -> u64 {
+        self.next_record - 1
+    }
+
+    /// The records up to this one are durable.
+    pub(crate) fn durable(&self) -> u64 {
+        self.durable
+    }
+
     /// Whether [`Input::Abort`] would have an effect.
     pub(crate) fn may_abort(&self) -> bool {
         self.state.phase == Phase::Forward && !self.state.is_past_return()
@@ -606,7 +616,7 @@ impl Run {
     /// Holds a call back until what is recorded in this round is durable.
     fn gate(&mut self, step: StepId, call: Call) {
         // Without a new event, all that the call follows from is in the last record.
-        let record = if self.batch.is_empty() { self.next_record - 1 } else { self.next_record };
+        let record = if self.batch.is_empty() { self.last_record() } else { self.next_record };
         self.activities[usize::from(step)] = Activity::Gated { record, call };
     }
 

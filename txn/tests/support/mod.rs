@@ -152,22 +152,29 @@ impl Time {
 /// A store that a dying process can no longer reach.
 pub(crate) struct Cut<S> {
     pub(crate) store: Arc<S>,
-    is_cut: Arc<AtomicBool>,
+    is_dead: Arc<AtomicBool>,
+    is_full: Arc<AtomicBool>,
 }
 
 impl<S> Cut<S> {
     pub(crate) fn new(store: S) -> Self {
-        Self { store: Arc::new(store), is_cut: Arc::default() }
+        Self { store: Arc::new(store), is_dead: Arc::default(), is_full: Arc::default() }
     }
 
     pub(crate) fn cut(&self) {
-        self.is_cut.store(true, Ordering::SeqCst);
+        self.is_dead.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether it has no room.
+    pub(crate) fn set_full(&self, is_full: bool) {
+        self.is_full.store(is_full, Ordering::SeqCst);
     }
 }
 
 impl<S> Clone for Cut<S> {
     fn clone(&self) -> Self {
-        Self { store: Arc::clone(&self.store), is_cut: Arc::clone(&self.is_cut) }
+        let (is_dead, is_full) = (Arc::clone(&self.is_dead), Arc::clone(&self.is_full));
+        Self { store: Arc::clone(&self.store), is_dead, is_full }
     }
 }
 
@@ -178,8 +185,11 @@ impl<S: SagaStore> SagaStore for Cut<S> {
     }
 
     async fn append(&self, records: Vec<Record>) -> Result<(), StoreError> {
-        if self.is_cut.load(Ordering::SeqCst) {
+        if self.is_dead.load(Ordering::SeqCst) {
             return Err(StoreError::new("the process is dead"));
+        }
+        if self.is_full.load(Ordering::SeqCst) {
+            return Err(StoreError::retryable("there is no room"));
         }
         self.store.append(records).await
     }
