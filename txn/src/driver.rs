@@ -204,8 +204,7 @@ impl Driver {
 
     /// Has the timer ring no later than the next deadline. False if there is none.
     fn set_timer(&mut self) -> bool {
-        let deadline = if self.drains { None } else { self.run.next_deadline() };
-        let Some(deadline) = deadline else { return false };
+        let Some(deadline) = self.run.next_deadline() else { return false };
         if self.timer.as_ref().is_none_or(|timer| timer.at > deadline) {
             let left = deadline.saturating_sub(self.inner.clock.now());
             let sleep = Box::pin(tokio::time::sleep(Duration::from_nanos(left)));
@@ -220,8 +219,6 @@ impl Driver {
                 Output::Persist { id, events } => {
                     self.records.push_back((id, events));
                 }
-                // Not begun: the next process begins it.
-                Output::Call { .. } if self.drains => {}
                 Output::Call { step, attempt, call } => self.call(step, attempt, call),
                 Output::Cancel { attempt } => {
                     if let Some(running) = self.running.remove(&attempt) {
@@ -315,7 +312,10 @@ impl Driver {
                 self.reply_when_durable(reply, Ok(()));
             }
             Some(Command::Rewrite) => self.rewrites = true,
-            Some(Command::Drain) | None => self.drains = true,
+            Some(Command::Drain) | None => {
+                self.drains = true;
+                self.run.drain();
+            }
         }
     }
 

@@ -364,6 +364,25 @@ async fn a_drained_process_finishes_its_calls_and_begins_none() {
     assert_eq!(peers.calls().iter().filter(|key| *key == "t-1/seat/act").count(), 1);
 }
 
+/// A peer that never answers holds up no shutdown for longer than an attempt may take.
+#[tokio::test(start_paused = true)]
+async fn a_drain_ends_a_call_that_hangs_at_its_time_limit() {
+    let peers = Peers::new();
+    peers.hang("t-1/car/act", 1);
+    let (saga, _) = trip(&peers);
+    let store = MemoryStore::new();
+    let first = sagas(&saga, store.clone()).await;
+    first.start(&saga, "t-1", &7).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let drained = tokio::time::timeout(Duration::from_secs(60), first.drain()).await;
+    assert!(drained.is_ok(), "it waits for the peer");
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(peers.calls(), ["t-1/seat/act", "t-1/car/act"], "it is not tried again here");
+    let next = sagas(&saga, store).await;
+    assert!(next.get("t-1").unwrap().end().await.unwrap().is_completed());
+    assert_eq!(peers.calls()[2], "t-1/car/act", "it is tried again there, with its key");
+}
+
 /// A step without its record would be forgotten by the next process.
 #[tokio::test(start_paused = true)]
 async fn nothing_is_called_before_its_record() {

@@ -155,6 +155,8 @@ pub(crate) struct Run {
     next_attempt: u64,
     /// The record that holds the end. `Some` until the end was put out.
     end_record: Option<u64>,
+    /// Attempts that run come to their end, and no other begins.
+    drains: bool,
     random: fastrand::Rng,
     outputs: VecDeque<Output>,
 }
@@ -218,6 +220,7 @@ impl Run {
             durable: 0,
             next_attempt: 1,
             end_record: None,
+            drains: false,
             random: fastrand::Rng::with_seed(seed),
             outputs: VecDeque::new(),
         }
@@ -235,6 +238,11 @@ impl Run {
     /// The records up to this one are durable.
     pub(crate) fn durable(&self) -> u64 {
         self.durable
+    }
+
+    /// Has no attempt begin any more: the next process begins those that are left.
+    pub(crate) fn drain(&mut self) {
+        self.drains = true;
     }
 
     /// Whether [`Input::Abort`] would have an effect.
@@ -255,10 +263,11 @@ impl Run {
     /// When to [`Tick`](Input::Tick), in ns.
     pub(crate) fn next_deadline(&self) -> Option<u64> {
         let timers = self.activities.iter().filter_map(|activity| match activity {
-            Activity::Running { until, .. } | Activity::BackingOff { until, .. } => Some(*until),
-            Activity::Idle | Activity::Gated { .. } => None,
+            Activity::Running { until, .. } => Some(*until),
+            Activity::BackingOff { until, .. } if !self.drains => Some(*until),
+            _ => None,
         });
-        timers.chain(self.state.deadline.filter(|_| self.may_abort())).min()
+        timers.chain(self.state.deadline.filter(|_| self.may_abort() && !self.drains)).min()
     }
 
     pub(crate) fn step(&mut self, now: u64, input: Input) {
@@ -621,6 +630,9 @@ impl Run {
     }
 
     fn call_what_is_due(&mut self, now: u64) {
+        if self.drains {
+            return;
+        }
         for step in self.state.graph.ids() {
             let at = usize::from(step);
             let call = match self.activities[at] {
