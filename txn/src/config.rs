@@ -15,7 +15,8 @@ pub struct Retry {
     /// Attempts in all, the first included. After the last one a compensatable step fails the
     /// saga; an undo, and a step from the pivot on, waits for an operator. At least 1. Default 10.
     pub max_attempts: u32,
-    /// The first delay. Up to 100 years. Default 100 ms.
+    /// The first delay. 0 is as soon as others have had their turn, about 1 ms. Up to 100 years.
+    /// Default 100 ms.
     pub base: Duration,
     /// The longest delay. Not below `base`, up to 100 years. Default 30 s.
     pub max_delay: Duration,

@@ -383,6 +383,26 @@ async fn a_drain_ends_a_call_that_hangs_at_its_time_limit() {
     assert_eq!(peers.calls()[2], "t-1/car/act", "it is tried again there, with its key");
 }
 
+/// A step that fails at once and is tried again at once leaves others their turn.
+#[tokio::test(start_paused = true)]
+async fn attempts_without_a_delay_let_others_run() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let mut saga = Saga::<u64>::define("busy", 1);
+    let counted = Arc::clone(&calls);
+    let act = move |_, _, ()| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        async { Err::<u64, _>(StepError::transient("the breaker is open")) }
+    };
+    let step = Step::new("only", (), act).retry(Retry::exponential(Duration::ZERO, 10_000));
+    saga.step(step.undo(|_, _, _| async { Ok(()) }));
+    let saga = saga.build().unwrap();
+    let sagas = sagas(&saga, MemoryStore::new()).await;
+    let handle = sagas.start(&saga, "b", &1).await.unwrap();
+    sagas.abort("b", "enough").await.unwrap();
+    assert!(matches!(handle.end().await.unwrap().outcome(), Outcome::Undone { .. }));
+    assert!(calls.load(Ordering::SeqCst) < 100, "{calls:?}");
+}
+
 /// A step without its record would be forgotten by the next process.
 #[tokio::test(start_paused = true)]
 async fn nothing_is_called_before_its_record() {

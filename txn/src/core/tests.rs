@@ -510,6 +510,7 @@ fn a_late_answer_counts_for_nothing() {
     run.step(0, Input::Persisted(1));
     // Two attempts, the first of which was given up.
     run.step(10_000_000, Input::Tick);
+    run.step(10_000_001, Input::Tick);
     let late = Bytes::from_static(b"late");
     run.step(10_000_001, Input::Acted { step: 0, attempt: 1, result: Ok(late) });
     assert_eq!(run.state().step(0).status, Status::Intended);
