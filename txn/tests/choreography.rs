@@ -465,6 +465,59 @@ async fn parked_events_are_bounded_and_the_oldest_becomes_a_letter() {
     assert_eq!(done.load(Ordering::Relaxed), 2);
 }
 
+/// A second order of a customer is not gone with the first, nor a second payment that came early.
+#[tokio::test(start_paused = true)]
+async fn a_join_that_is_over_leaves_later_events_their_time() {
+    let minutes = |count: u64| sleep(Duration::from_secs(60 * count));
+    let bus = Arc::new(MemoryBus::new(1000));
+    let ship = |cx: EventCx| async move { Ok(vec![NewEvent::new("shipped", cx.body().clone())]) };
+    let rule = Rule::on("placed", "ship", ship).and("paid").on_timeout("gave up");
+    let shipping = Participant::new("shipping", [rule]).unwrap();
+    let clock = clock();
+    let start = || {
+        let (bus, config) = (bus.clone(), ChoreographyConfig::default());
+        Running::start_with_clock(bus, &shipping, config, Arc::clone(&clock)).unwrap()
+    };
+    let publish = |kind: &'static str, key: &'static str, number: u32| {
+        let id = format!("{key}-{kind}-{number}");
+        let event = Event::first(&id, kind, key, number.to_string());
+        let bus = Arc::clone(&bus);
+        async move { bus.publish(&[event]).await.unwrap() }
+    };
+    let running = start();
+    publish("placed", "a", 1).await;
+    publish("paid", "b", 1).await;
+    minutes(50).await;
+    publish("placed", "a", 2).await;
+    publish("placed", "a", 3).await;
+    publish("paid", "b", 2).await;
+    minutes(1).await;
+    // What is waited for, and since when, is in the state.
+    running.stop().await;
+    let running = start();
+    minutes(10).await;
+    publish("paid", "a", 2).await;
+    publish("placed", "b", 2).await;
+    minutes(1).await;
+    let waiting = running.waiting().await;
+    assert_eq!(waiting.len(), 1, "{waiting:?}");
+    assert_eq!(waiting[0].until - waiting[0].since, 3_600_000_000_000);
+    minutes(50).await;
+    let said = bus.observed().into_iter().filter_map(|observed| match observed {
+        Observed::Event(event) if event.hops > 0 => {
+            Some(format!("{} {} {}", event.key, event.kind, String::from_utf8_lossy(&event.body)))
+        }
+        Observed::Event(_) => None,
+        Observed::Dead(letter) => Some(format!("letter {}", letter.event.id)),
+    });
+    let mut said: Vec<String> = said.collect();
+    said.sort();
+    assert_eq!(
+        said,
+        ["a gave up 1", "a gave up 3", "a shipped 2", "b shipped 2", "letter b-paid-1"]
+    );
+}
+
 /// A rule that fails for good holds up its key until it is given up; others go on meanwhile.
 #[tokio::test(start_paused = true)]
 async fn a_reaction_that_fails_for_good_holds_up_its_key_alone() {

@@ -9,12 +9,14 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use super::bus::{Commit, event_bytes, letter_bytes, state_bytes};
 use super::config::ChoreographyConfig;
 use super::event::{DONE, DeadLetter, DeadReason, Event, NewEvent};
-use super::participant::Participant;
+use super::participant::{Participant, Rule};
 use crate::config::nanos;
 use crate::core::retry_delay;
 use crate::digest::digest;
 
 const FORMAT: u8 = 1;
+/// Of a wait; those of format 1 are read too.
+const WAIT_FORMAT: u8 = 2;
 /// Events of one join. More of one kind than of another wait here for the next join.
 const MAX_EVENTS_OF_A_WAIT: usize = 64;
 /// Bytes of one join, beyond which it takes no more events.
@@ -57,10 +59,15 @@ pub(super) struct Call {
 struct Wait {
     /// Number of the seen event that began it: older waits have smaller ones.
     began: u64,
-    since: u64,
-    expires: u64,
-    /// Invariant: 1 to `MAX_EVENTS_OF_A_WAIT`, each of a kind of the rule, and of one kind none.
-    events: Vec<Event>,
+    /// In the order in which they came. Invariant: 1 to `MAX_EVENTS_OF_A_WAIT`, each of a kind of
+    /// the rule, and of one kind none.
+    events: Vec<Arrived>,
+}
+
+#[derive(Clone, Debug)]
+struct Arrived {
+    at: u64,
+    event: Event,
 }
 
 #[derive(Clone, Debug)]
@@ -223,18 +230,15 @@ impl Core {
     pub(super) fn waiting(&self) -> Vec<Waiting> {
         let rule = |index: usize| &self.participant.rules[index];
         let kinds = |events: &[Event]| events.iter().map(|event| event.kind.clone()).collect();
-        let waits = self.waits.iter().map(|((index, key), wait)| {
-            let is_missing = |kind: &&String| wait.events.iter().all(|event| event.kind != **kind);
-            Waiting {
-                saga: wait.events[0].saga.clone(),
-                key: key.clone(),
-                rule: rule(*index).name.clone(),
-                has: kinds(&wait.events),
-                missing: rule(*index).kinds.iter().filter(is_missing).cloned().collect(),
-                failures: 0,
-                since: wait.since,
-                until: wait.expires,
-            }
+        let waits = self.waits.iter().map(|((index, key), wait)| Waiting {
+            saga: wait.events[0].event.saga.clone(),
+            key: key.clone(),
+            rule: rule(*index).name.clone(),
+            has: wait.events.iter().map(|one| one.event.kind.clone()).collect(),
+            missing: rule(*index).kinds.iter().filter(|kind| !wait.has(kind)).cloned().collect(),
+            failures: 0,
+            since: wait.since(rule(*index)),
+            until: wait.expires(rule(*index)),
         });
         let dues = self.dues.values().map(|due| Waiting {
             saga: due.events[0].saga.clone(),
@@ -296,7 +300,7 @@ impl Core {
         let open = self.waits.len() - self.parked.len();
         let is_full = is_first && !anchored && open >= self.config.max_waits;
         let is_crowded = old.as_ref().is_some_and(|wait| {
-            let bytes: usize = wait.events.iter().map(Event::len_bytes).sum();
+            let bytes: usize = wait.events.iter().map(|one| one.event.len_bytes()).sum();
             wait.events.len() >= MAX_EVENTS_OF_A_WAIT || bytes > MAX_BYTES_OF_A_WAIT
         });
         if is_full || is_crowded {
@@ -305,27 +309,23 @@ impl Core {
             }
             return self.give_up(event, DeadReason::Full);
         }
-        let expires = now.saturating_add(nanos(rules[rule].within));
-        let empty = Wait { began: number, since: now, expires, events: Vec::new() };
-        let mut wait = old.unwrap_or(empty);
-        if is_first && !anchored {
-            // Its time begins with the first kind.
-            (wait.since, wait.expires) = (now, expires);
-        }
-        wait.events.push(event);
-        let joined = wait.take_joined(kinds);
-        if wait.events.is_empty() {
-            self.put_state(wait_key(&rules[rule].name, &id.1), None);
-        } else {
-            if joined.is_some() {
-                (wait.since, wait.expires) = (now, expires);
-            }
-            self.put_state(wait_key(&rules[rule].name, &id.1), Some(wait.encode()));
-            self.insert_wait(id, wait);
-        }
+        let mut wait = old.unwrap_or(Wait { began: number, events: Vec::new() });
+        wait.events.push(Arrived { at: now, event });
+        let joined = kinds.iter().all(|kind| wait.has(kind)).then(|| wait.take_oldest(kinds));
+        self.put_wait(id, wait);
         if let Some(events) = joined {
             self.push_due(now, rule, events);
         }
+    }
+
+    /// Records a wait, which ends without events.
+    fn put_wait(&mut self, id: WaitId, wait: Wait) {
+        let key = wait_key(&self.participant.rules[id.0].name, &id.1);
+        if wait.events.is_empty() {
+            return self.put_state(key, None);
+        }
+        self.put_state(key, Some(wait.encode()));
+        self.insert_wait(id, wait);
     }
 
     /// Ends a wait that is not joined: its events become dead letters.
@@ -333,14 +333,15 @@ impl Core {
         let Some(wait) = self.remove_wait(id) else { return };
         let name = self.participant.rules[id.0].name.clone();
         self.put_state(wait_key(&name, &id.1), None);
-        for event in wait.events {
+        for Arrived { event, .. } in wait.events {
             self.give_up(event, DeadReason::Unmatched);
         }
     }
 
     fn insert_wait(&mut self, id: WaitId, wait: Wait) {
-        self.expiries.insert((wait.expires, id.clone()));
-        if !wait.has(&self.participant.rules[id.0].kinds[0]) {
+        let rule = &self.participant.rules[id.0];
+        self.expiries.insert((wait.expires(rule), id.clone()));
+        if !wait.has(&rule.kinds[0]) {
             self.parked.insert((wait.began, id.clone()));
             self.parked_events += wait.events.len();
         }
@@ -349,7 +350,7 @@ impl Core {
 
     fn remove_wait(&mut self, id: &WaitId) -> Option<Wait> {
         let wait = self.waits.remove(id)?;
-        self.expiries.remove(&(wait.expires, id.clone()));
+        self.expiries.remove(&(wait.expires(&self.participant.rules[id.0]), id.clone()));
         if self.parked.remove(&(wait.began, id.clone())) {
             self.parked_events -= wait.events.len();
         }
@@ -365,7 +366,7 @@ impl Core {
         {
             self.end_wait(&id);
         }
-        // Ends: each round removes a wait.
+        // Ends: each round takes at least one event from a wait.
         while let Some((at, id)) = self.expiries.first().cloned()
             && at <= now
             && self.commit_bytes < limit
@@ -385,19 +386,22 @@ impl Core {
         }
     }
 
+    /// Ends the join whose time is over, or gives up the event that was parked for too long. What
+    /// has come since waits for the next join, for its own time.
     fn expire(&mut self, id: &WaitId) {
         let rules = Arc::clone(&self.participant.rules);
         let rule = &rules[id.0];
-        let first = self
-            .waits
-            .get(id)
-            .and_then(|wait| wait.events.iter().find(|event| event.kind == rule.kinds[0]).cloned());
-        let Some(first) = first else { return self.end_wait(id) };
-        self.remove_wait(id);
-        self.put_state(wait_key(&rule.name, &id.1), None);
+        let Some(mut wait) = self.remove_wait(id) else { return };
+        if !wait.has(&rule.kinds[0]) {
+            let Arrived { event, .. } = wait.events.remove(0);
+            self.put_wait(id.clone(), wait);
+            return self.give_up(event, DeadReason::Unmatched);
+        }
+        let over = wait.take_oldest(&rule.kinds);
+        self.put_wait(id.clone(), wait);
         if let Some(kind) = &rule.on_timeout {
-            let event = NewEvent::new(kind, first.body.clone());
-            self.publish(&rule.name, "timeout", std::slice::from_ref(&first), vec![event]);
+            let event = NewEvent::new(kind, over[0].body.clone());
+            self.publish(&rule.name, "timeout", &over[..1], vec![event]);
         }
     }
 
@@ -591,13 +595,14 @@ impl Core {
                 self.next_number = self.next_number.max(wait.began.checked_add(1)?);
                 let rules = Arc::clone(&self.participant.rules);
                 let rule = rules.iter().position(|rule| rule.name == name);
-                let fits =
-                    |event: &Event| rule.is_some_and(|at| rules[at].kinds.contains(&event.kind));
+                let fits = |one: &Arrived| {
+                    rule.is_some_and(|at| rules[at].kinds.contains(&one.event.kind))
+                };
                 match rule.filter(|_| wait.events.iter().all(fits)) {
                     Some(rule) => self.insert_wait((rule, lane), wait),
                     None => {
                         self.put_state(key.clone(), None);
-                        for event in wait.events {
+                        for Arrived { event, .. } in wait.events {
                             self.give_up(event, DeadReason::Unmatched);
                         }
                     }
@@ -638,39 +643,61 @@ impl Core {
 
 impl Wait {
     fn has(&self, kind: &str) -> bool {
-        self.events.iter().any(|event| event.kind == kind)
+        self.events.iter().any(|one| one.event.kind == kind)
     }
 
-    /// Takes the oldest event of each kind, if there is one of each.
-    fn take_joined(&mut self, kinds: &[String]) -> Option<Vec<Event>> {
-        if !kinds.iter().all(|kind| self.has(kind)) {
-            return None;
-        }
+    /// When the time of the next join began: with its first kind, or while that has not come with
+    /// the oldest event.
+    fn since(&self, rule: &Rule) -> u64 {
+        let first = self.events.iter().find(|one| one.event.kind == rule.kinds[0]);
+        first.or(self.events.first()).map_or(0, |one| one.at)
+    }
+
+    fn expires(&self, rule: &Rule) -> u64 {
+        self.since(rule).saturating_add(nanos(rule.within))
+    }
+
+    /// Takes the oldest event of each kind that has come, in the order of `kinds`.
+    fn take_oldest(&mut self, kinds: &[String]) -> Vec<Event> {
         let mut take = |kind: &String| {
-            let at = self.events.iter().position(|event| event.kind == *kind)?;
-            Some(self.events.remove(at))
+            let at = self.events.iter().position(|one| one.event.kind == *kind)?;
+            Some(self.events.remove(at).event)
         };
-        kinds.iter().map(&mut take).collect()
+        kinds.iter().filter_map(&mut take).collect()
     }
 
     fn encode(&self) -> Bytes {
         let mut out = BytesMut::new();
-        out.put_u8(FORMAT);
+        out.put_u8(WAIT_FORMAT);
         out.put_u64_le(self.began);
-        out.put_u64_le(self.since);
-        out.put_u64_le(self.expires);
-        self.events.iter().for_each(|event| event.put(&mut out));
+        for Arrived { at, event } in &self.events {
+            out.put_u64_le(*at);
+            event.put(&mut out);
+        }
         out.freeze()
     }
 
     fn decode(mut value: Bytes) -> Option<Self> {
-        if value.try_get_u8().ok()? != FORMAT {
+        let format = value.try_get_u8().ok()?;
+        let began = value.try_get_u64_le().ok()?;
+        let mut events = Vec::new();
+        if format == FORMAT {
+            // One time for all, and when it is over.
+            let since = value.try_get_u64_le().ok()?;
+            value.try_get_u64_le().ok()?;
+            let all = take_events(value)?.into_iter();
+            events.extend(all.map(|event| Arrived { at: since, event }));
+            return Some(Self { began, events });
+        }
+        if format != WAIT_FORMAT {
             return None;
         }
-        let began = value.try_get_u64_le().ok()?;
-        let since = value.try_get_u64_le().ok()?;
-        let expires = value.try_get_u64_le().ok()?;
-        Some(Self { began, since, expires, events: take_events(value)? })
+        // Ends: each round takes bytes off, or leaves.
+        while !value.is_empty() {
+            let at = value.try_get_u64_le().ok()?;
+            events.push(Arrived { at, event: Event::take(&mut value)? });
+        }
+        (!events.is_empty()).then_some(Self { began, events })
     }
 }
 
@@ -700,4 +727,31 @@ fn short(text: &str) -> String {
         end -= 1;
     }
     text[..end].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Those of format 1 have one time for all events.
+    #[test]
+    fn waits_of_both_formats_are_read_and_garbled_ones_are_none() {
+        let event = Event::first("1", "a", "k", "body");
+        let wait = Wait { began: 7, events: vec![Arrived { at: 9, event: event.clone() }] };
+        let mut old = BytesMut::new();
+        old.put_u8(1);
+        for number in [7, 9, 10] {
+            old.put_u64_le(number);
+        }
+        event.put(&mut old);
+        for bytes in [wait.encode(), old.freeze()] {
+            let read = Wait::decode(bytes.clone()).expect("a wait");
+            assert_eq!(read.encode(), wait.encode());
+            for end in 0..bytes.len() {
+                assert!(Wait::decode(bytes.slice(..end)).is_none(), "{end}");
+            }
+        }
+        let later = [&[3][..], &wait.encode()[1..]].concat();
+        assert!(Wait::decode(later.into()).is_none());
+    }
 }

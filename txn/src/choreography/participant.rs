@@ -103,7 +103,8 @@ impl Rule {
         self
     }
 
-    /// How long events wait for each other. Default 1 hour.
+    /// How long events wait for each other: from the first kind on, and an event that is parked from
+    /// its own coming on. Default 1 hour.
     #[must_use]
     pub fn within(mut self, within: Duration) -> Self {
         self.within = within;
@@ -111,7 +112,8 @@ impl Rule {
     }
 
     /// The kind of the event that is published, with the body of the first one, when that has come
-    /// and the others have not in time. Default: none, and the wait just ends.
+    /// and the others have not in time. Default: none, and the join just ends. The events that had
+    /// come for it end with it; later ones of the key wait for the next join, for their own time.
     #[must_use]
     pub fn on_timeout(mut self, kind: &str) -> Self {
         self.on_timeout = Some(kind.to_owned());
