@@ -397,6 +397,27 @@ async fn a_participant_that_is_away_holds_up_no_other() {
     until("the right one is told", || right.of(&at_right) == Some(Held::Committed)).await;
 }
 
+/// The one lists many branches that nobody tells, and hangs at each; the other's recovery goes on.
+#[tokio::test(start_paused = true)]
+async fn a_participant_that_hangs_holds_up_no_recovery_of_others() {
+    let (left, right) = (Database::new(), Database::new());
+    let coordinator = open(MemoryStore::new(), &left, &right).await;
+    let gid = |number: u64| -> Gid {
+        format!("vs1:transfers:{}:{number}:0", coordinator.epoch()).parse().unwrap()
+    };
+    for number in 1_000..1_100 {
+        right.next(Fault::LoseFinish);
+        right.held.lock().insert(gid(number), Held::Prepared);
+    }
+    until("the right one hangs", || !right.calls.lock().is_empty()).await;
+    let late = gid(2_000);
+    left.held.lock().insert(late.clone(), Held::Prepared);
+    let begun = tokio::time::Instant::now();
+    until("the left one is told", || left.of(&late) == Some(Held::Aborted)).await;
+    let took = begun.elapsed();
+    assert!(took <= 11 * SECOND, "longer than `recover_every` and a call: {took:?}");
+}
+
 /// citus #1030: a commit that a participant cannot be told yet stands against every recovery.
 #[tokio::test(start_paused = true)]
 async fn a_branch_that_is_committed_late_is_left_by_the_recovery() {

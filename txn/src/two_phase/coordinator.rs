@@ -42,10 +42,10 @@ pub(super) struct State {
     next: u64,
     /// Transactions that were begun and whose outcome has not reached every branch.
     pub(super) active: HashSet<TxnId>,
-    /// Recoveries under way.
-    pub(super) recoveries: usize,
-    /// Transactions that ended during them; `None` while no recovery runs.
-    pub(super) ended: Option<HashSet<TxnId>>,
+    /// The number of the next list of a recovery.
+    pub(super) next_watch: u64,
+    /// For each list under way, the transactions that have ended since it was asked for.
+    pub(super) ended: HashMap<u64, HashSet<TxnId>>,
     pub(super) heuristics: Vec<HeuristicOutcome>,
     /// The age of the oldest branch that each participant held prepared at the last recovery.
     pub(super) oldest: HashMap<Arc<str>, Duration>,
@@ -91,7 +91,7 @@ impl Inner {
     pub(super) fn end(&self, txn: TxnId) {
         let mut state = self.state.lock();
         state.active.remove(&txn);
-        if let Some(ended) = &mut state.ended {
+        for ended in state.ended.values_mut() {
             ended.insert(txn);
         }
     }
@@ -215,7 +215,7 @@ impl CoordinatorBuilder {
             inner.take_up(commit);
         }
         let (stop, stopped) = watch::channel(());
-        tokio::spawn(recovery::run(Arc::downgrade(&inner), stopped));
+        recovery::start(&inner, &stopped);
         Ok(Coordinator { inner, _stop: Arc::new(stop) })
     }
 }
