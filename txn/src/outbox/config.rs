@@ -63,8 +63,8 @@ pub struct RelayConfig {
     /// Time between two looks at an outbox that nobody has announced a message of. Default 500 ms.
     pub poll: Duration,
     /// Messages that are read at once, from all lanes together; at least one of each lane. Fewer if
-    /// their bodies have more than 16 MiB, or a read takes longer than a quarter of `lease`. 1 to
-    /// 10,000. Default 256.
+    /// their bodies have more than 16 MiB, or a read takes longer than a quarter of `lease`. Keys
+    /// that are tried again have half of them. 1 to 10,000. Default 256.
     pub max_rows: u32,
     /// Keys that are delivered side by side. 1 to 10,000. Default 16.
     pub max_parallel: usize,

@@ -12,7 +12,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tokio_postgres::types::{ToSql, Type};
-use tokio_postgres::{Client, Error};
+use tokio_postgres::{Client, Error, Row};
 
 use super::config::RelayConfig;
 use super::lanes::Leases;
@@ -95,6 +95,7 @@ impl Relay {
             failures: 0,
             max_bytes: MAX_READ_BYTES,
             blocked: HashMap::new(),
+            cut: String::new(),
             stats: Arc::clone(&stats),
         };
         let task = Some(tokio::spawn(task.run(stopped)));
@@ -142,7 +143,22 @@ enum Found {
     Some,
 }
 
+/// What one read asks for.
+struct Ask {
+    /// Messages of each lane.
+    each: i64,
+    /// Lanes of which no key pauses.
+    open: Vec<i32>,
+    /// Lanes of which some do.
+    mixed: Vec<i32>,
+    /// Keys that are tried again, with their lanes, and since when they may be.
+    due: Vec<(Instant, i32, String)>,
+    /// Messages of each of `due`.
+    of_due: i64,
+}
+
 struct Pause {
+    lane: i32,
     retry_at: Instant,
     /// Messages of the next delivery: half as many after one of which nothing is known, so that a
     /// sink that is too slow for all of them in its time goes on.
@@ -165,6 +181,8 @@ struct Task {
     max_bytes: i64,
     /// Invariant: at most `max_blocked_keys` and those of one round.
     blocked: HashMap<String, Pause>,
+    /// Where the keys of lanes with keys that pause are cut: those from here on are read first.
+    cut: String,
     stats: Arc<Mutex<RelayStats>>,
 }
 
@@ -250,7 +268,10 @@ impl Task {
         let connect = &self.outbox.shared.connect;
         let connected = async {
             let client = connect.connect_notified(Wake::new(&self.notify)).await?;
-            client.batch_execute(&format!("LISTEN {CHANNEL}")).await?;
+            // A server that does not know yet how many messages a key has takes them for few, and
+            // would sort them all by their number for the first ones.
+            let begin = format!("SET enable_bitmapscan = off; LISTEN {CHANNEL}");
+            client.batch_execute(&begin).await?;
             Ok(client)
         };
         self.within(connected).await
@@ -290,40 +311,12 @@ impl Task {
             self.show_blocked();
             return Ok((Vec::new(), true));
         }
-        let due = self.blocked.iter().filter(|(_, pause)| pause.retry_at <= now);
-        let due: Vec<&str> = due.map(|(key, _)| &**key).collect();
-        let only_due = self.blocked.len() >= self.config.max_blocked_keys;
-        if only_due && due.is_empty() {
-            return Ok((Vec::new(), true));
-        }
-        let lanes: Vec<i32> = held.keys().copied().collect();
+        // What pauses in a lane that is another relay's now is that one's.
+        self.blocked.retain(|_, pause| held.contains_key(&pause.lane));
+        let Some(ask) = self.ask(now) else { return Ok((Vec::new(), true)) };
         let max_bytes = self.max_bytes;
-        let each = i64::from(self.config.max_rows / lanes.len() as u32).max(1);
-        let paused = self.blocked.iter().filter(|(_, pause)| pause.retry_at > now);
-        let paused: Vec<&str> = paused.map(|(key, _)| &**key).collect();
-        // `upto`: bytes of the bodies up to this row; the first row is read whatever it has.
-        let select = format!(
-            "SELECT lane, id, message_id, topic, key, body FROM (SELECT new.*, pg_catalog.sum(\
-             pg_catalog.octet_length(body)) OVER (ORDER BY id) AS upto, \
-             pg_catalog.row_number() OVER (ORDER BY id) AS place \
-             FROM pg_catalog.unnest($1::INT[]) AS held (lane), LATERAL (SELECT lane, \
-             id, message_id, topic, key, body FROM {} WHERE lane = held.lane AND key <> ALL ($2) \
-             AND (NOT $4 OR key = ANY ($5)) ORDER BY id LIMIT $3) new) bounded \
-             WHERE upto <= $6 OR place = 1 ORDER BY id",
-            self.outbox.shared.table
-        );
         let started = Instant::now();
-        // Typed, and so one round trip. It is planned each time, for the rows that are there: a
-        // plan that was made for an empty table would read a full one once for each lane.
-        let params: [(&(dyn ToSql + Sync), Type); 6] = [
-            (&lanes, Type::INT4_ARRAY),
-            (&paused, Type::TEXT_ARRAY),
-            (&each, Type::INT8),
-            (&only_due, Type::BOOL),
-            (&due, Type::TEXT_ARRAY),
-            (&max_bytes, Type::INT8),
-        ];
-        let read = self.within(client.query_typed(&select, &params)).await;
+        let read = self.query(client, &ask).await;
         let is_slow = started.elapsed() > self.config.lease / 4;
         self.max_bytes =
             if is_slow { max_bytes / 2 } else { max_bytes * 2 }.clamp(1, MAX_READ_BYTES);
@@ -341,12 +334,63 @@ impl Task {
             }
         });
         let messages: Vec<Message> = messages.collect();
-        // Due, and its message is gone or another relay's: nobody has to be woken for it.
-        let keys: HashSet<&str> = messages.iter().map(|message| &*message.key).collect();
-        self.blocked.retain(|key, pause| pause.retry_at > now || keys.contains(&**key));
+        // Asked for, and its message is gone: nobody has to be woken for it.
+        let read: HashSet<&str> = messages.iter().map(|message| &*message.key).collect();
+        for (_, _, key) in ask.due.iter().filter(|(_, _, key)| !read.contains(&**key)) {
+            self.blocked.remove(key);
+        }
         self.show_blocked();
-        let is_all = is_below_limits(&messages, each, max_bytes);
+        // Any of them: the next read of lanes with keys that pause begins behind it.
+        self.cut = fastrand::choice(&messages).map_or_else(String::new, |any| after(&any.key));
+        let is_all = is_below_limits(&messages, ask.each, max_bytes);
         Ok((messages, is_all))
+    }
+
+    /// What to ask for. `None`: keys that pause are all that may be read, and none is due.
+    fn ask(&self, now: Instant) -> Option<Ask> {
+        let (held, _) = self.leases.held();
+        let only_due = self.blocked.len() >= self.config.max_blocked_keys;
+        let due = self.blocked.iter().filter(|(_, pause)| pause.retry_at <= now);
+        let mut due: Vec<_> = due.map(|(key, one)| (one.retry_at, one.lane, key.clone())).collect();
+        if only_due && due.is_empty() {
+            return None;
+        }
+        let is_shared = !due.is_empty() && !only_due;
+        let rows = if is_shared { self.config.max_rows / 2 } else { self.config.max_rows }.max(1);
+        // Those first that have waited the longest; the others follow in the next round.
+        due.sort_unstable();
+        due.truncate(rows as usize);
+        let have_paused: HashSet<i32> = self.blocked.values().map(|pause| pause.lane).collect();
+        let read = held.keys().copied().filter(|_| !only_due);
+        let (mixed, open) = read.partition(|lane| have_paused.contains(lane));
+        let each = i64::from(rows / held.len().max(1) as u32).max(1);
+        let of_due = i64::from(rows / due.len().max(1) as u32);
+        Some(Ask { each, open, mixed, due, of_due })
+    }
+
+    async fn query(&self, client: &Client, ask: &Ask) -> Result<Vec<Row>, String> {
+        let paused = self.blocked.iter().map(|(key, pause)| (pause.lane, &**key));
+        let (lanes, keys): (Vec<i32>, Vec<&str>) = paused.unzip();
+        let due = ask.due.iter().map(|(_, lane, key)| (*lane, &**key));
+        let (due_lanes, due_keys): (Vec<i32>, Vec<&str>) = due.unzip();
+        // Typed, and so one round trip. It is planned each time, for the rows that are there: a
+        // plan that was made for an empty table would read a full one once for each lane.
+        let params: [(&(dyn ToSql + Sync), Type); 10] = [
+            (&self.max_bytes, Type::INT8),
+            (&ask.open, Type::INT4_ARRAY),
+            (&ask.each, Type::INT8),
+            (&ask.mixed, Type::INT4_ARRAY),
+            (&lanes, Type::INT4_ARRAY),
+            (&keys, Type::TEXT_ARRAY),
+            (&self.cut, Type::TEXT),
+            (&due_lanes, Type::INT4_ARRAY),
+            (&due_keys, Type::TEXT_ARRAY),
+            (&ask.of_due, Type::INT8),
+        ];
+        let has_paused = !keys.is_empty();
+        let select = select(&self.outbox.shared.table, has_paused);
+        let params = if has_paused { &params[..] } else { &params[..3] };
+        self.within(client.query_typed(&select, params)).await
     }
 
     /// Delivers each key's messages in a task of its own, and returns those that the sink took.
@@ -415,6 +459,7 @@ impl Task {
         }
         let (key, message_id) = (message.key.clone(), message.id.clone());
         let pause = Pause {
+            lane: message.lane.cast_signed(),
             retry_at: Instant::now() + self.pause_after(attempts),
             max_messages: if delivered > 0 { usize::MAX } else { (given.len() / 2).max(1) },
             shown: Blocked { key: key.clone(), message_id, attempts, why },
@@ -428,6 +473,58 @@ impl Task {
         blocked.sort_by(|a, b| a.key.cmp(&b.key));
         self.stats.lock().blocked = blocked;
     }
+}
+
+/// The statement that reads messages. Its parameters are the bytes of bodies, the lanes of which no
+/// key pauses, and the messages of each lane; with keys that pause, the lanes that have some, the
+/// lanes and names of all of them, the key that comes first, and the lanes, names and messages of
+/// those that are tried again.
+///
+/// No message of a key that pauses is visited but by name, however many wait: between two such keys
+/// the others are read in the order of the index of lane, key and number. The rows of each key are
+/// its oldest.
+fn select(table: &str, with_paused: bool) -> String {
+    let rows = format!("SELECT lane, id, message_id, topic, key, body FROM {table} WHERE lane =");
+    // In the order of bytes, whatever the order of the database is.
+    let key = "key COLLATE pg_catalog.\"C\"";
+    let mut parts = vec![format!(
+        "SELECT one.* FROM pg_catalog.unnest($2) AS held (lane), \
+         LATERAL ({rows} held.lane ORDER BY id LIMIT $3) one"
+    )];
+    if with_paused {
+        let ends = format!(
+            "SELECT since, coalesce(pg_catalog.lead(key) OVER (ORDER BY {key}), \
+             (SELECT pg_catalog.max({key}) || pg_catalog.chr(1) FROM {table} \
+             WHERE lane = held.lane)) AS until \
+             FROM (SELECT key, key || pg_catalog.chr(1) AS since FROM ROWS FROM (\
+             pg_catalog.unnest($5), pg_catalog.unnest($6)) AS paused (lane, key) \
+             WHERE paused.lane = held.lane UNION ALL VALUES ('', ''), ($7, $7)) AS ends"
+        );
+        parts.push(format!(
+            "SELECT one.* FROM pg_catalog.unnest($4) AS held (lane), LATERAL (\
+             SELECT one.* FROM ({ends}) gap, LATERAL ({rows} held.lane \
+             AND {key} >= gap.since AND {key} < gap.until ORDER BY {key}, id LIMIT $3) one \
+             ORDER BY one.{key} < $7, one.{key}, one.id LIMIT $3) one"
+        ));
+        parts.push(format!(
+            "SELECT one.* FROM ROWS FROM (\
+             pg_catalog.unnest($8), pg_catalog.unnest($9)) AS due (lane, key), \
+             LATERAL ({rows} due.lane AND {key} = due.key ORDER BY id LIMIT $10) one"
+        ));
+    }
+    let all = parts.join(" UNION ALL ");
+    // `upto`: bytes of the bodies up to this row; the first row is read whatever it has.
+    format!(
+        "SELECT lane, id, message_id, topic, key, body FROM (SELECT new.*, pg_catalog.sum(\
+         pg_catalog.octet_length(body)) OVER (ORDER BY id) AS upto, \
+         pg_catalog.row_number() OVER (ORDER BY id) AS place FROM ({all}) new) bounded \
+         WHERE upto <= $1 OR place = 1 ORDER BY id"
+    )
+}
+
+/// The first text behind a key, as keys have no zero byte.
+fn after(key: &str) -> String {
+    format!("{key}\u{1}")
 }
 
 /// Whether no limit has kept a message from being read.

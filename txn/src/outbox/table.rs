@@ -76,8 +76,8 @@ impl Outbox {
         let mut client = connect.connect().await?;
         let create = "(lane INT, id BIGINT GENERATED ALWAYS AS IDENTITY, \
                        message_id TEXT NOT NULL DEFAULT pg_catalog.gen_random_uuid(), \
-                       topic TEXT NOT NULL, key TEXT NOT NULL, body BYTEA NOT NULL, \
-                       PRIMARY KEY (lane, id))";
+                       topic TEXT NOT NULL, key TEXT COLLATE pg_catalog.\"C\" NOT NULL, \
+                       body BYTEA NOT NULL, PRIMARY KEY (lane, id), UNIQUE (lane, key, id))";
         install(&client, &config.schema, TABLE, create).await?;
         lanes::create(&mut client, &config).await?;
         let table = format!("{}.{TABLE}", quoted(&config.schema));
