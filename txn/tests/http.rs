@@ -187,6 +187,20 @@ async fn a_key_of_another_request_is_422_and_of_another_caller_new() {
     assert_eq!(site.send(tenant).await.body, "run 2 4200");
 }
 
+/// The service gives no name for who asks: no client can mend that, and its key is in order.
+#[tokio::test(start_paused = true)]
+async fn a_scope_that_is_no_name_is_no_fault_of_the_client() {
+    let site = Site::memory().await;
+    for scope in [String::new(), "x".repeat(256)] {
+        let mut request = post("k", "4200");
+        request.headers_mut().insert("tenant", scope.parse().unwrap());
+        let answer = site.send(request).await;
+        assert_eq!(answer.status, 500, "{answer:?}");
+        assert!(!answer.body.contains("Idempotency-Key"), "{answer:?}");
+    }
+    assert_eq!(site.runs(), 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_request_under_way_is_409_and_goes_on_without_its_client() {
     let peer = Peer { gate: Some(Semaphore::new(0)), ..Peer::default() };
@@ -208,7 +222,7 @@ async fn a_request_under_way_is_409_and_goes_on_without_its_client() {
 async fn keys_that_are_none_are_400_and_requests_without_go_on() {
     let site = Site::memory().await;
     let long = "x".repeat(256);
-    let bad = ["", "\"", "\"a", "a\"b", "\"a\"b", "\"a\\n\"", "a b", "\"\"", &long, "a, b"];
+    let bad = ["", "\"", "\"a", "a\"b", "\"a\"b", "\"a\\n\"", "a b", "a\tb", "\"\"", &long, "a, b"];
     for key in bad {
         assert_eq!(site.post(key, "").await.0, 400, "{key:?}");
     }
@@ -424,6 +438,12 @@ async fn configurations_out_of_range_are_refused() {
     assert_eq!(refused(|one| one.max_answer_bytes = 256 << 10), Err("max_answer_bytes"));
     assert_eq!(refused(|one| one.retry_after = Duration::ZERO), Err("retry_after"));
     assert_eq!(refused(|one| one.max_answer_bytes = 240 << 10), Ok(()));
+    let mut short = KeysConfig::default();
+    short.max_fingerprint_bytes = 31;
+    let store = StoreKeys::open(MemoryStore::new(), 10).await.unwrap();
+    let keys = Keys::new(store, short).unwrap();
+    let refused = IdempotencyConfig::default().validate(&keys).map_err(|error| error.field);
+    assert_eq!(refused, Err("max_fingerprint_bytes"));
 }
 
 /// The same keys seen by two processes, over a real server.

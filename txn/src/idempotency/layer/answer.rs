@@ -92,6 +92,7 @@ impl Stored {
 pub(super) enum Problem {
     Missing,
     Malformed,
+    Scope,
     InProgress { retry_after_s: u64 },
     Mismatch,
     Abandoned,
@@ -109,6 +110,10 @@ impl Problem {
             Self::Malformed => (
                 StatusCode::BAD_REQUEST,
                 "Idempotency-Key is not one string of 1 to 255 visible characters",
+            ),
+            Self::Scope => (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "The service has no name of 1 to 255 bytes for who asks; nothing was done",
             ),
             Self::InProgress { .. } => {
                 (StatusCode::CONFLICT, "A request with this Idempotency-Key is outstanding")

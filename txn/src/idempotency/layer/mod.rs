@@ -10,11 +10,16 @@
 //! | was done | the stored one, with `Idempotency-Replayed: true` |
 //! | was used for another method, path or body | 422 |
 //! | belonged to a process that died, or took longer than the lease | 409, or the service is asked with [`IdempotencyKey::is_abandoned`]: see [`run_abandoned`](IdempotencyConfig::run_abandoned) |
+//! | comes from a caller whose scope is none: see [`IdempotencyLayer::new`] | 500 |
 //!
 //! Answers of the layer are problems (RFC 9457). The service runs in a task: it goes on to the end,
 //! and its answer is stored, also when the client has gone. What an answer that is replayed has:
 //! its status, its body up to [`max_answer_bytes`](IdempotencyConfig::max_answer_bytes), and those
 //! headers that [`headers`](IdempotencyConfig::headers) names.
+//!
+//! The client gets no byte of an answer to a request with a key before the answer's end, or its
+//! first `max_answer_bytes`, is there and recorded. Leave the layer off routes that answer with a
+//! stream, such as server-sent events: one without an end holds its key until the lease is over.
 //!
 //! [draft-ietf-httpapi-idempotency-key-header]:
 //! https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header/
@@ -115,6 +120,8 @@ impl Default for IdempotencyConfig {
     }
 }
 
+/// What is kept of a request: a digest.
+const FINGERPRINT_BYTES: usize = 32;
 /// Bytes of headers that are stored.
 const MAX_HEADER_BYTES: usize = 16 << 10;
 
@@ -126,6 +133,11 @@ impl IdempotencyConfig {
     pub fn validate(&self, keys: &Keys) -> Result<(), ConfigError> {
         let retry =
             (Duration::from_secs(1)..=Duration::from_secs(86_400)).contains(&self.retry_after);
+        if keys.config().max_fingerprint_bytes < FINGERPRINT_BYTES {
+            let (field, rule) =
+                ("max_fingerprint_bytes", "must be at least 32 bytes for the layer");
+            return Err(ConfigError { field, rule });
+        }
         let most = keys.config().max_result_bytes.saturating_sub(MAX_HEADER_BYTES).min(1 << 30);
         let rules = [
             ("max_request_bytes", self.max_request_bytes <= 1 << 30, "must be at most 1 GiB"),
@@ -168,8 +180,10 @@ struct Shared {
 }
 
 impl IdempotencyLayer {
-    /// A layer over `keys`. `scope` gives the name of who asks, 1 to 255 bytes, from what has been
-    /// authenticated: a key belongs to it, so that nobody is given the answer of another.
+    /// A layer over `keys`. `scope` gives the name of who asks from what has been authenticated: a
+    /// key belongs to it, so that nobody is given the answer of another. It has 1 to 255 bytes
+    /// without control characters, and else the request is answered with 500: take the subject or
+    /// the tenant, and no token, which is longer and changes. A single tenant has a fixed name.
     ///
     /// # Errors
     /// [`ConfigError`].
@@ -368,9 +382,11 @@ impl Shared {
                 tracing::warn!(target: "voussoir::txn", %error, "idempotency keys failed");
                 return Err(Problem::Store.answer());
             }
+            // The key was looked at, and so it is the scope, which the client cannot mend.
             Err(error) => {
-                tracing::warn!(target: "voussoir::txn", %error, "the scope is no name");
-                return Err(Problem::Malformed.answer());
+                let bytes = scope.len();
+                tracing::warn!(target: "voussoir::txn", %error, bytes, "the scope is no name");
+                return Err(Problem::Scope.answer());
             }
         };
         Err(match found {
@@ -402,7 +418,7 @@ fn key_of(headers: &HeaderMap) -> Result<Option<String>, ()> {
     let text = value.to_str().map_err(|_| ())?.trim_matches(' ');
     let key = match text.strip_prefix('"') {
         Some(rest) => unquote(rest)?,
-        None if text.contains(['"', '\\', ' ', ',', ';']) => return Err(()),
+        None if text.contains(['"', '\\', ' ', '\t', ',', ';']) => return Err(()),
         None => text.to_owned(),
     };
     if (1..=255).contains(&key.len()) { Ok(Some(key)) } else { Err(()) }
