@@ -124,6 +124,39 @@ async fn values_siblings_and_deletes_are_seen_from_every_node() {
     assert_eq!(error, TableError::KeyTooLong { bytes: MAX_KEY_BYTES + 1 });
 }
 
+/// In the store its key would be the prefix alone, which no page of a rebuild begins before.
+#[tokio::test(start_paused = true)]
+async fn an_empty_key_is_refused_before_anything_is_sent() {
+    let cluster = Cluster::new().await;
+    let (table, registers) = (cluster.strict(0), Arc::clone(&cluster.hosts[0].link));
+    let registers = Registers::new(9, RegisterConfig::with_acceptors(NODES), registers).unwrap();
+    let seen = VersionVector::new();
+    let results = [
+        table.get("").await,
+        table.get_at("", Level::Quorum, &seen).await,
+        table.put("", &seen, "v").await,
+        table.put_blind("", "v").await,
+        table.delete("", &seen).await,
+    ];
+    for result in results {
+        let error = result.unwrap_err();
+        assert_eq!((&error, error.outcome()), (&TableError::EmptyKey, table::Outcome::NotApplied));
+        assert!(!error.is_retryable());
+    }
+    let refused = RegisterError::EmptyKey;
+    assert_eq!(registers.get("").await, Err(refused));
+    assert_eq!(registers.put("", "v").await, Err(refused));
+    assert_eq!(registers.compare_and_set("", 0, None).await, Err(refused));
+    assert!(!refused.is_retryable());
+    for host in &cluster.hosts {
+        let found = host.store.get(&[Bytes::from_static(b"t"), Bytes::from_static(b"p")]).await;
+        assert_eq!(found, Ok(vec![None, None]), "nothing was sent");
+    }
+    // One byte is a key.
+    table.put_blind("k", "v").await.unwrap();
+    assert_eq!(registers.put("k", "v").await, Ok(1));
+}
+
 /// Longer than what the connection for short messages takes, in both directions.
 #[tokio::test(start_paused = true)]
 async fn long_values_travel_by_the_bulk_connection() {

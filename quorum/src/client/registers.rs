@@ -100,6 +100,9 @@ pub enum RegisterError {
     /// remembers. The change will not be made later.
     #[error("the register was changed too often since; the change will not be made later")]
     Forgotten,
+    /// The caller: the key is empty. Nothing was sent.
+    #[error("the key is empty")]
+    EmptyKey,
     /// The caller: the key is longer than 1,024 bytes, or the value than 1 MiB. Nothing was sent.
     #[error("a key of {key_bytes} bytes with a value of {value_bytes} bytes is too long")]
     TooLong {
@@ -328,6 +331,9 @@ impl Registers {
 
     fn check(&self, key: &Bytes, value_bytes: usize) -> Result<(), RegisterError> {
         let key_bytes = key.len();
+        if key.is_empty() {
+            return Err(RegisterError::EmptyKey);
+        }
         if key_bytes > MAX_KEY_BYTES || value_bytes > 1 << 20 {
             return Err(RegisterError::TooLong { key_bytes, value_bytes });
         }

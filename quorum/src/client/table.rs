@@ -41,6 +41,9 @@ pub enum TableError {
         /// The name of its cluster.
         lineage: Lineage,
     },
+    /// The caller: the key is empty. Nothing was sent.
+    #[error("the key is empty")]
+    EmptyKey,
     /// The caller: the key is longer than 1,024 bytes. Nothing was sent.
     #[error("the key has {bytes} bytes, at most {MAX_KEY_BYTES} are allowed")]
     KeyTooLong {
@@ -63,7 +66,7 @@ impl TableError {
         match self {
             Self::Failed(error) => error.is_retryable(),
             Self::Rejected(rejected) => matches!(rejected, Rejected::Busy { .. }),
-            Self::KeyTooLong { .. } | Self::OtherCluster { .. } => false,
+            Self::EmptyKey | Self::KeyTooLong { .. } | Self::OtherCluster { .. } => false,
         }
     }
 }
@@ -259,6 +262,9 @@ impl Table {
         key: Bytes,
         begin: impl FnOnce(&mut Coordinator, u64, Bytes) -> Result<u64, Rejected>,
     ) -> Result<Value, TableError> {
+        if key.is_empty() {
+            return Err(TableError::EmptyKey);
+        }
         if key.len() > MAX_KEY_BYTES {
             return Err(TableError::KeyTooLong { bytes: key.len() });
         }

@@ -146,7 +146,9 @@ impl Node {
             }
             let (before, compared) = (repaired.repaired, repaired.bytes);
             let mut repairs = JoinSet::new();
-            for (ended, key) in exchange.differing().cloned().enumerate() {
+            // No key is empty, whatever a peer's tree says.
+            let differing = exchange.differing().filter(|key| key.len() > 1).cloned();
+            for (ended, key) in differing.enumerate() {
                 repaired.differing += 1;
                 // The first key alone: it tells how long they are.
                 let mean_bytes = (repaired.bytes - compared) / (ended as u64).max(1);

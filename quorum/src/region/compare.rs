@@ -88,9 +88,9 @@ impl Region {
                 pace.keep(done.bytes).await;
             }
             let before = done.repaired;
-            let store_keys = exchange.differing().cloned();
-            let mut keys: Vec<Bytes> =
-                store_keys.map(|key| key.slice(1.min(key.len())..)).collect();
+            // No key is empty, whatever a peer's tree says.
+            let store_keys = exchange.differing().filter(|key| key.len() > 1);
+            let mut keys: Vec<Bytes> = store_keys.map(|key| key.slice(1..)).collect();
             keys.reverse();
             // Ends: each turn takes at least one of them.
             while !keys.is_empty() {

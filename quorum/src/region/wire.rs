@@ -476,7 +476,7 @@ mod tests {
             Question::Hello,
             Question::Ship { epoch: 4, entries: vec![(key(), state()), (key(), Value::new())] },
             Question::Compare { question: merkle::Question::Sums { nodes: Vec::new() } },
-            Question::Fetch { keys: vec![key(), Bytes::new()] },
+            Question::Fetch { keys: vec![key(), Bytes::from_static(b"c")] },
             Question::Hold {
                 membership: stamp(),
                 floors: Floors::from([(1, stamp()), (2, stamp())]),
@@ -580,7 +580,7 @@ mod tests {
 
     #[test]
     fn counts_above_their_limit_are_refused() {
-        let keys = vec![Bytes::new(); MAX_KEYS + 1];
+        let keys = vec![Bytes::from_static(b"c"); MAX_KEYS + 1];
         let envelope = envelope(Question::Fetch { keys });
         let error = DecodeError::AboveLimit("count of keys");
         assert_eq!(Envelope::decode(envelope.encode()), Err(error));

@@ -7,7 +7,7 @@
 //! | request, version 2 | version u8 = 2, the same, membership u64 behind the epoch |
 //! | request, version 3 | version u8 = 3, the same, lineage u64 (not 0), branch u64 behind them |
 //! | answer | version u8 = 1, kind u8, reserved u16, epoch of the replica u64, body |
-//! | key | length u16, bytes |
+//! | key | length u16, not 0, bytes |
 //! | value | length u32, bytes |
 //! | option | 0 or 1 u8, then the part if it is 1 |
 //! | siblings, vector, dot | as in [`codec`](crate::version::codec), siblings as a value |
@@ -30,7 +30,7 @@
 //! | epoch | 5 | epoch u64 |
 //! | prepare | 6 | key, ballot |
 //! | accept | 7 | key, ballot, next ballot, state |
-//! | scan | 8 | space u8 (1 table, 2 registers), key after which it begins |
+//! | scan | 8 | space u8 (1 table, 2 registers), key after which it begins, of length 0: at the first |
 //! | compare | 9 | question as in [`merkle::codec`](crate::merkle::codec), to the end |
 //! | read | 10 | space u8, key |
 //! | digest | 11 | key, key of the digests 16 bytes, shortest state with a digest u32 |
@@ -80,7 +80,7 @@ pub(crate) const VERSION: u8 = 1;
 const VERSION_WITH_MEMBERSHIP: u8 = 2;
 /// Of requests that also name their cluster and its past.
 const VERSION_WITH_LINEAGE: u8 = 3;
-/// Length of the longest key of a table and of a register, in bytes.
+/// Length of the longest key of a table and of a register, in bytes. The shortest has one.
 pub const MAX_KEY_BYTES: usize = 1_024;
 
 /// How the keys of registers begin that hold what follows an epoch of the membership.
@@ -116,6 +116,7 @@ pub(crate) enum Ask {
     },
     Scan {
         space: Space,
+        /// Empty: from the first key on.
         after: Bytes,
     },
     /// The durable record of a key.
@@ -259,7 +260,7 @@ impl Envelope {
                 let state = take_state(&mut bytes)?;
                 Ask::Register { key, request: paxos::Request::Accept { ballot, state, next } }
             }
-            8 => Ask::Scan { space: take_space(&mut bytes)?, after: take_key(&mut bytes)? },
+            8 => Ask::Scan { space: take_space(&mut bytes)?, after: take_place(&mut bytes)? },
             9 => {
                 let question = bytes.split_to(bytes.len());
                 Ask::Compare {

@@ -143,6 +143,12 @@ fn take_slice(bytes: &mut Bytes, len: usize) -> Result<Bytes, DecodeError> {
 }
 
 pub(crate) fn take_key(bytes: &mut Bytes) -> Result<Bytes, DecodeError> {
+    let key = take_place(bytes)?;
+    if key.is_empty() { Err(DecodeError::Invalid("length of a key")) } else { Ok(key) }
+}
+
+/// A key behind which a scan begins; an empty one: before all keys.
+pub(super) fn take_place(bytes: &mut Bytes) -> Result<Bytes, DecodeError> {
     let len = usize::from(bytes.try_get_u16_le().map_err(|_| DecodeError::Truncated)?);
     if len > MAX_KEY_BYTES {
         return Err(DecodeError::AboveLimit("length of a key"));

@@ -17,6 +17,10 @@ fn bytes(max: usize) -> impl Strategy<Value = Bytes> {
     prop::collection::vec(any::<u8>(), 0..max).prop_map(Bytes::from)
 }
 
+fn key(max: usize) -> impl Strategy<Value = Bytes> {
+    prop::collection::vec(any::<u8>(), 1..max).prop_map(Bytes::from)
+}
+
 fn vector() -> impl Strategy<Value = VersionVector> {
     prop::collection::vec(dot(), 0..4).prop_map(VersionVector::from_iter)
 }
@@ -42,7 +46,7 @@ fn state() -> impl Strategy<Value = State> {
 }
 
 fn ask() -> impl Strategy<Value = Ask> {
-    let key = || bytes(30);
+    let key = || key(30);
     prop_oneof![
         key().prop_map(|key| Ask::Table(Request::Get { key })),
         (key(), any::<[u8; 16]>(), any::<u32>()).prop_map(|(key, digest_key, min_bytes)| {
@@ -61,7 +65,7 @@ fn ask() -> impl Strategy<Value = Ask> {
         (key(), ballot(), ballot(), state()).prop_map(|(key, ballot, next, state)| {
             Ask::Register { key, request: paxos::Request::Accept { ballot, state, next } }
         }),
-        (any::<bool>(), key()).prop_map(|(is_table, after)| Ask::Scan {
+        (any::<bool>(), bytes(30)).prop_map(|(is_table, after)| Ask::Scan {
             space: if is_table { Space::Table } else { Space::Registers },
             after
         }),
@@ -129,7 +133,7 @@ fn answer() -> impl Strategy<Value = Answer> {
             paxos::Reply::Rejected { ballot, promised }
         )),
         ballot().prop_map(|ballot| Answer::Register(paxos::Reply::NotWhole { ballot })),
-        prop::collection::vec((bytes(9), bytes(30)), 0..4).prop_map(Answer::Page),
+        prop::collection::vec((key(9), bytes(30)), 0..4).prop_map(Answer::Page),
         any::<bool>().prop_map(|is_written| Answer::TooLong { is_written }),
         compared().prop_map(Answer::Compared),
         any::<u64>().prop_map(|name| Answer::OtherCluster { lineage: Lineage::new(name) }),
@@ -214,4 +218,38 @@ fn lengths_from_the_wire_are_bounded() {
     page.truncate(12);
     page.put_u32_le(u32::MAX);
     assert_eq!(Answer::decode(page.freeze()), Err(DecodeError::Truncated));
+}
+
+/// Nor in a page: a record that is read by no scan would stay behind.
+#[test]
+fn no_request_and_no_page_has_an_empty_key() {
+    let (key, dot) = (Bytes::new(), Dot::new(Actor::new(1, 1), 1));
+    let ballot = Ballot { round: 1, session: dot };
+    let (seen, state) = (VersionVector::new(), Siblings::new());
+    let digester = Digester { key: merkle::HashKey::new([0; 16]), min_bytes: 0 };
+    let accepted = State { version: 0, value: None, applied: Vec::new() };
+    let accept = paxos::Request::Accept { ballot, next: ballot, state: accepted };
+    let register = |request| Ask::Register { key: key.clone(), request };
+    let asks = [
+        Ask::Table(Request::Get { key: key.clone() }),
+        Ask::Table(Request::Digest { key: key.clone(), digester }),
+        Ask::Table(Request::Write { key: key.clone(), seen: seen.clone(), value: None }),
+        Ask::Table(Request::Merge { key: key.clone(), state }),
+        Ask::Table(Request::Forget { key: key.clone(), context: seen }),
+        register(paxos::Request::Prepare { ballot }),
+        register(accept),
+        Ask::Read { space: Space::Table, key: key.clone() },
+    ];
+    let error = DecodeError::Invalid("length of a key");
+    let decode = |ask| {
+        let envelope = Envelope { max_answer_bytes: 0, epoch: 1, membership: UNNAMED, ask };
+        Envelope::decode(envelope.encode())
+    };
+    for ask in asks {
+        assert_eq!(decode(ask.clone()), Err(error), "{ask:?}");
+    }
+    let page = Answer::Page(vec![(key.clone(), Bytes::new())]);
+    assert_eq!(Answer::decode(page.encode(1)), Err(error));
+    // A scan begins before the first key.
+    assert!(decode(Ask::Scan { space: Space::Table, after: key }).is_ok());
 }
