@@ -63,7 +63,8 @@ impl Scope {
     }
 }
 
-/// Calls a node. What the node did not do is [`CallError::NotSent`], whoever says so.
+/// Calls a node. What the node did not do is [`CallError::NotSent`], whoever says so, or
+/// [`CallError::Busy`].
 /// [`Answer::Membership`] is the answer of a node that serves a later membership, and did nothing;
 /// [`Answer::OtherCluster`] that of one which is of another cluster, or of another past of it.
 pub(crate) async fn call(
@@ -218,7 +219,7 @@ async fn call_once(
     }
     let answer: Bytes = link.call(to, class, request, deadline).await?;
     match Answer::decode(answer) {
-        Ok((_, Answer::Busy)) => Err(CallError::NotSent),
+        Ok((_, Answer::Busy)) => Err(CallError::Busy),
         Ok(answer) => Ok(answer),
         Err(error) => {
             tracing::debug!(target: "voussoir::quorum", node = to, %error, "no answer of ours");

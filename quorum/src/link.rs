@@ -42,8 +42,8 @@ pub trait Link: Send + Sync + 'static {
     /// Calls a node, this one included, and waits for its answer until the deadline.
     ///
     /// # Errors
-    /// [`CallError::NotSent`] only if the request certainly did not and will not reach the node;
-    /// otherwise [`CallError::Unknown`].
+    /// [`CallError::NotSent`] only if the request certainly did not and will not reach the node,
+    /// [`CallError::Busy`] only if the node has turned it away; otherwise [`CallError::Unknown`].
     ///
     /// # Cancel safety
     /// The future is dropped when nobody waits for the answer any more: an implementation must

@@ -7,10 +7,10 @@ use bytes::Bytes;
 use super::answers::Answers;
 use super::latency::Latencies;
 use super::operation::{Operation, Phase, ReadStep, order};
-use super::retry::{Failure, Retries};
+use super::retry::{Budget, Failure, Retries};
 use super::{
     CallError, Digester, Guarantee, Level, OperationError, ReadRepair, Rejected, Replica, Reply,
-    Request, TableConfig,
+    Request, Stats, TableConfig,
 };
 use crate::ConfigError;
 use crate::membership::Membership;
@@ -78,28 +78,6 @@ pub enum CoordinatorOutput {
 /// write, and to its next read as `at_least`. After a write it is the state after the write.
 pub type Value = Siblings<Bytes>;
 
-/// What a coordinator has done.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Stats {
-    /// Reads that asked one more replica because an answer took long.
-    pub hedged: u64,
-    /// Reads that found a replica behind.
-    pub divergent_reads: u64,
-    /// Reads that waited for their repair.
-    pub blocking_repairs: u64,
-    /// Answers that were digests.
-    pub digests: u64,
-    /// Digests of no state that had come: the replica was asked for its state.
-    pub unmatched_digests: u64,
-    /// Answers of replicas that are not whole.
-    pub not_whole: u64,
-    /// Calls to replicas whose earlier call of the same operation had failed.
-    pub retried: u64,
-    /// Operations under way, those that were answered and still spread their result included.
-    pub operations: usize,
-}
-
 /// Hedged reads that may follow each other without reads between them, in hundredths.
 const MAX_HEDGES: u64 = 1_000;
 
@@ -133,6 +111,8 @@ pub struct Coordinator {
     latencies: Latencies,
     /// Reads that may be hedged now, in hundredths. Invariant: at most [`MAX_HEDGES`].
     hedges: u64,
+    /// Of calls that are made again, by replica.
+    budgets: BTreeMap<u64, Budget>,
     /// When each operation wants to be woken, in ns. Invariant: one entry for each, at its `timer`.
     timers: BTreeSet<(u64, u64)>,
     outputs: VecDeque<CoordinatorOutput>,
@@ -161,6 +141,7 @@ impl Coordinator {
             calls: BTreeMap::new(),
             latencies: Latencies::default(),
             hedges: MAX_HEDGES,
+            budgets: BTreeMap::new(),
             timers: BTreeSet::new(),
             outputs: VecDeque::new(),
             stats: Stats::default(),
@@ -204,6 +185,7 @@ impl Coordinator {
             return;
         }
         self.membership = membership;
+        self.budgets.retain(|replica, _| self.membership.contains(*replica));
         for id in self.operations.keys().copied().collect::<Vec<_>>() {
             self.ask_anew(now, id);
         }
@@ -345,6 +327,7 @@ impl Coordinator {
                 if let Some(call) = self.end_call(call) {
                     let failure = match error {
                         CallError::NotSent => Failure::NotSent,
+                        CallError::Busy => Failure::Busy,
                         CallError::Unknown => Failure::Unknown,
                     };
                     self.latencies.waited(now, call.replica, self.timeout_ns);
@@ -476,6 +459,7 @@ impl Coordinator {
         if reply == Reply::NotWhole {
             self.latencies.not_whole(now, from);
         } else {
+            self.budgets.entry(from).or_default().succeeded();
             self.latencies.answered(now, from, now.saturating_sub(at));
         }
         let Some(operation) = self.operations.get_mut(&id) else { return };
@@ -579,12 +563,20 @@ impl Coordinator {
         self.go_on(now, id);
     }
 
-    /// Asks the replicas of an operation again whose pauses have ended.
+    /// Asks the replicas of an operation again whose pauses have ended. Without budget it waits for
+    /// another pause, until half of its time is over.
     fn retry(&mut self, now: u64, id: u64) {
-        // Ends: each turn takes one of them.
+        // Ends: each turn takes one of them, or moves it behind `now`.
         while let Some(operation) = self.operations.get_mut(&id)
             && let Some(replica) = operation.take_retry(now)
         {
+            let is_late = now.saturating_sub(operation.began) >= self.timeout_ns / 2;
+            if !is_late && !self.budgets.entry(replica).or_default().take() {
+                self.stats.postponed += 1;
+                let (timeout, rng) = (self.timeout_ns, &mut self.rng);
+                operation.retries.failed(now, replica, Failure::Busy, timeout, rng);
+                continue;
+            }
             let request = operation.request(true);
             self.stats.retried += 1;
             self.ask(now, id, replica, request);

@@ -8,6 +8,8 @@ use super::Guarantee;
 pub enum CallError {
     /// The request certainly did not reach the replica.
     NotSent,
+    /// The replica has answered that it has no room for the request: it has done nothing.
+    Busy,
     /// The request may have reached the replica and may have been carried out.
     Unknown,
 }

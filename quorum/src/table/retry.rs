@@ -1,4 +1,5 @@
-//! When an operation asks a replica again that has given it nothing.
+//! When an operation asks a replica again that has given it nothing, and how many such calls a
+//! replica gets.
 
 use std::collections::BTreeMap;
 
@@ -7,20 +8,56 @@ use std::collections::BTreeMap;
 const FIRST_NS: u64 = 10_000_000;
 /// The longest pause after the first failure is no more than this part of the timeout.
 const PARTS: u64 = 16;
-/// The pause doubles with each further failure of the replica, up to so often.
-const MAX_DOUBLINGS: u32 = 4;
+/// The pause doubles with each further failure of the replica, up to this part of the timeout.
+const LAST_PARTS: u64 = 4;
+/// How often the first pause is doubled at once where the replica has answered that it does
+/// nothing.
+const DOUBLINGS_AT_ONCE: u32 = 4;
 
 /// Why a call gave its operation nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
     /// Nothing was done.
     NotSent,
+    /// Nothing was done: the replica is short of room, and each call makes it shorter.
+    Busy,
     /// It may have been carried out.
     Unknown,
     /// Nothing was done that counts: the replica is not whole. It may be when it is asked again.
     NotWhole,
     /// Nothing was done that counts, and nothing will be, however often the replica is asked.
     Final,
+}
+
+/// How many calls to a replica may be made again at once. Where a replica fails because it has too
+/// much to do, calls that are made again by every operation would keep it so.
+#[derive(Clone, Debug)]
+pub(super) struct Budget {
+    /// In tenths of a call. Invariant: at most [`Budget::MAX`].
+    tenths: u64,
+}
+
+impl Budget {
+    /// A hundred calls: an operation makes up to ten in half of its time while the replica fails.
+    const MAX: u64 = 1_000;
+
+    /// A call has succeeded: ten of them pay for one that is made again.
+    pub(super) fn succeeded(&mut self) {
+        self.tenths = Self::MAX.min(self.tenths + 1);
+    }
+
+    /// Takes a call. False: there is none.
+    pub(super) fn take(&mut self) -> bool {
+        let left = self.tenths.checked_sub(10);
+        self.tenths = left.unwrap_or(self.tenths);
+        left.is_some()
+    }
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self { tenths: Self::MAX }
+    }
 }
 
 /// The replicas of one operation whose calls have failed in its present phase.
@@ -33,7 +70,8 @@ pub(super) struct Retries {
 
 impl Retries {
     /// Records the failure of a call to a replica. It is asked again after a random part of a pause
-    /// that doubles each time; one that refuses is left alone for the longest pause at once.
+    /// that doubles each time; one that is busy or not whole after a longer one from the first time
+    /// on.
     pub(super) fn failed(
         &mut self,
         now: u64,
@@ -43,12 +81,15 @@ impl Retries {
         rng: &mut fastrand::Rng,
     ) {
         let (failures, at) = self.replicas.entry(replica).or_default();
-        let doublings = match failure {
-            Failure::NotWhole => MAX_DOUBLINGS,
-            _ => MAX_DOUBLINGS.min(*failures),
+        let at_once = match failure {
+            Failure::Busy | Failure::NotWhole => DOUBLINGS_AT_ONCE,
+            _ => 0,
         };
+        // Beyond any timeout, and within 64 bits.
+        let doublings = failures.saturating_add(at_once).min(32);
         *failures = failures.saturating_add(1);
-        let longest = FIRST_NS.min(timeout_ns / PARTS).max(1) << doublings;
+        let first = FIRST_NS.min(timeout_ns / PARTS).max(1);
+        let longest = (first << doublings).min(timeout_ns / LAST_PARTS).max(first);
         let pause = rng.u64(longest.div_ceil(2)..=longest);
         *at = (failure != Failure::Final).then(|| now.saturating_add(pause));
     }
