@@ -199,6 +199,21 @@ async fn call_member(
     }
 }
 
+/// Repeats until the deadline what a busy node has refused.
+pub(crate) async fn until_not_busy<F: Future<Output = Option<Answer>>>(
+    deadline: Instant,
+    ask: impl Fn() -> F,
+) -> Option<Answer> {
+    let mut pauses = Pauses::until(deadline);
+    // Ends: by the deadline.
+    loop {
+        let answer = ask().await;
+        if answer != Some(Answer::Busy) || !pauses.next().await {
+            return answer;
+        }
+    }
+}
+
 async fn call_once(
     link: &Arc<dyn Link>,
     to: u64,

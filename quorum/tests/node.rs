@@ -16,6 +16,7 @@ const WRITTEN: u8 = 2;
 const MERGED: u8 = 3;
 const REFUSED: u8 = 4;
 const NOT_WHOLE: u8 = 5;
+const BUSY: u8 = 6;
 const EPOCH: u8 = 7;
 const STALE: u8 = 8;
 
@@ -304,6 +305,67 @@ async fn a_tombstone_that_cannot_go_holds_up_no_other() {
     let stats = collector.tombstone_stats();
     assert_eq!((stats.held, stats.dropped), (2, 1));
     assert_eq!((stats.refused, stats.unreadable), (1, 1));
+}
+
+/// Answers "busy" to each first request about a key, and counts how many are on their way.
+struct Crowded {
+    nodes: BTreeMap<u64, Node>,
+    asked: Mutex<std::collections::BTreeSet<Bytes>>,
+    /// Now, and at most so far.
+    under_way: Mutex<(usize, usize)>,
+}
+
+#[async_trait]
+impl Link for Crowded {
+    async fn call(
+        &self,
+        to: u64,
+        _class: Class,
+        request: Bytes,
+        _deadline: Instant,
+    ) -> Result<Bytes, CallError> {
+        if matches!(request[1], 3 | 5) && self.asked.lock().unwrap().insert(request.clone()) {
+            return Ok(request_busy());
+        }
+        {
+            let (now, most) = &mut *self.under_way.lock().unwrap();
+            *now += 1;
+            *most = (*now).max(*most);
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let answer = self.nodes[&to].answer(request).await.ok_or(CallError::Unknown);
+        self.under_way.lock().unwrap().0 -= 1;
+        answer
+    }
+}
+
+fn request_busy() -> Bytes {
+    [&[1, BUSY, 0, 0][..], &1_u64.to_le_bytes()].concat().into()
+}
+
+/// A replica that is short of room for a moment, or takes few requests at all, ends no collection.
+#[tokio::test(start_paused = true)]
+async fn a_collection_goes_through_replicas_that_take_few_requests() {
+    let mut config = five_nodes();
+    config.max_requests = 64;
+    let mut nodes = BTreeMap::new();
+    for id in 1..=5 {
+        let node = Node::create(id, Arc::new(MemoryStore::new()), config.clone()).await.unwrap();
+        nodes.insert(id, node);
+    }
+    let seen = VersionVector::from_iter([Dot::new(Actor::new(9, 1), 1)]);
+    for key in 0..200 {
+        let tombstone = Siblings::from_parts(seen.clone(), [].into());
+        let merged = nodes[&1].answer(merge(&format!("k{key}"), &tombstone)).await;
+        assert_eq!(head(merged).0, MERGED);
+    }
+    let collector = nodes[&1].clone();
+    let (asked, under_way) = (Mutex::default(), Mutex::default());
+    let crowded = Arc::new(Crowded { nodes, asked, under_way });
+    let link: Arc<dyn Link> = crowded.clone();
+    assert_eq!(collector.collect_tombstones(&link).await, Ok(200));
+    let most = crowded.under_way.lock().unwrap().1;
+    assert!((8..=32).contains(&most), "{most} requests at once");
 }
 
 /// Every caller waits for the end, and what was accepted before is durable then.

@@ -358,7 +358,11 @@ impl Node {
             return self.ask_own(scope, ask).await;
         }
         let deadline = Instant::now() + timeout;
-        match call(link, to, class, scope, ask, deadline).await.ok()?.1 {
+        let answer = match call(link, to, class, scope, ask, deadline).await {
+            Err(CallError::Busy) => Answer::Busy,
+            called => called.ok()?.1,
+        };
+        match answer {
             Answer::Membership { membership, .. } => {
                 self.adopt(membership).await;
                 None

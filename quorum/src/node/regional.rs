@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::driver::Job;
 use super::{Node, NodeConfig, StartError, Status};
-use crate::caller::Scope;
+use crate::caller::{Scope, until_not_busy};
 use crate::membership::Membership;
 use crate::merkle::{Answer as MerkleAnswer, Exchange, ExchangeError, HashKey, Question};
 use crate::region::record::{self, RegionRecord};
@@ -95,6 +96,25 @@ impl Node {
             Answer::Table(reply) => Some(reply),
             _ => None,
         }
+    }
+
+    /// As [`Node::own_request`], and again while the node is busy, until the deadline.
+    pub(crate) async fn own_request_again(
+        &self,
+        scope: &Scope,
+        request: Request,
+        deadline: Instant,
+    ) -> Option<Reply> {
+        let ask = Ask::Table(request);
+        match until_not_busy(deadline, || self.ask_own(scope, ask.clone())).await? {
+            Answer::Table(reply) => Some(reply),
+            _ => None,
+        }
+    }
+
+    /// Requests that the node takes at once from one who leaves clients their room.
+    pub(crate) fn max_own_requests(&self) -> usize {
+        self.shared.config.max_requests / 2
     }
 
     /// The durable state of a key at this node.

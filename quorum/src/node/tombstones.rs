@@ -23,9 +23,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::Node;
-use crate::caller::Scope;
+use crate::caller::{Scope, until_not_busy};
 use crate::link::{Class, Link};
 use crate::membership::Membership;
 use crate::pace::Pace;
@@ -36,7 +37,8 @@ use crate::wire::{Answer, Ask};
 
 /// Tombstones that are collected together, in one pair of epochs.
 const MAX_COLLECTED: usize = 1_000;
-/// Requests of a collection that are on their way at once, to all replicas together.
+/// Requests of a collection that are on their way at once, to all replicas together; fewer where a
+/// node takes few, so that clients find room beside them.
 const MAX_REQUESTS: usize = 64;
 
 /// A key and the context that covers what was deleted.
@@ -206,8 +208,18 @@ impl Node {
             _ => Err(CollectError::Unacknowledged { replica }),
         };
         self.ask_all(link, scope, &tombstones, merge, take).await?;
-        let (mut held, mut at) = (tombstones, 0);
-        held.retain(|(key, _)| {
+        Ok(self.without_refused(tombstones, &refused))
+    }
+
+    /// The tombstones without those that a replica refuses, named by their places. These are left
+    /// where they are, and counted.
+    pub(crate) fn without_refused(
+        &self,
+        mut tombstones: Vec<Tombstone>,
+        refused: &BTreeSet<usize>,
+    ) -> Vec<Tombstone> {
+        let mut at = 0;
+        tombstones.retain(|(key, _)| {
             let is_refused = refused.contains(&at);
             at += 1;
             if is_refused {
@@ -215,7 +227,7 @@ impl Node {
             }
             !is_refused
         });
-        Ok(held)
+        tombstones
     }
 
     /// Counts a tombstone that is left where it is, and says so the first, second, fourth time and
@@ -257,10 +269,11 @@ impl Node {
         request: impl Fn(&Tombstone) -> Request,
         mut take: impl FnMut(usize, u64, Option<Reply>) -> Result<(), CollectError>,
     ) -> Result<(), CollectError> {
+        let max_requests = MAX_REQUESTS.min(self.shared.config.max_requests / 2);
         let mut asked = JoinSet::new();
         for (at, tombstone) in tombstones.iter().enumerate() {
             for replica in scope.membership.ids() {
-                if asked.len() >= MAX_REQUESTS
+                if asked.len() >= max_requests
                     && let Some(answered) = asked.join_next().await
                 {
                     let (at, replica, reply) = answered.map_err(|_| CollectError::NotWhole)?;
@@ -269,7 +282,7 @@ impl Node {
                 let (node, link, scope) = (self.clone(), Arc::clone(link), scope.clone());
                 let request = request(tombstone);
                 asked.spawn(async move {
-                    (at, replica, node.request(&link, replica, &scope, request).await)
+                    (at, replica, node.request_again(&link, replica, &scope, request).await)
                 });
             }
         }
@@ -290,7 +303,7 @@ impl Node {
         epoch: u64,
     ) -> Result<u64, CollectError> {
         let scope = Scope::new(membership, epoch);
-        match self.request(link, replica, &scope, Request::Epoch { epoch }).await {
+        match self.request_again(link, replica, &scope, Request::Epoch { epoch }).await {
             Some(Reply::Epoch { epoch: raised }) if raised >= epoch => Ok(raised),
             _ => Err(CollectError::Unacknowledged { replica }),
         }
@@ -306,6 +319,22 @@ impl Node {
     ) -> Option<Reply> {
         let (ask, timeout) = (Ask::Table(request), self.shared.config.timeout);
         match self.ask(link, to, Class::Bulk, scope, ask, timeout).await? {
+            Answer::Table(reply) => Some(reply),
+            _ => None,
+        }
+    }
+
+    /// As [`Node::request`], and again while the replica is busy, as long as a request may take.
+    async fn request_again(
+        &self,
+        link: &Arc<dyn Link>,
+        to: u64,
+        scope: &Scope,
+        request: Request,
+    ) -> Option<Reply> {
+        let (ask, timeout) = (Ask::Table(request), self.shared.config.timeout);
+        let ask = || self.ask(link, to, Class::Bulk, scope, ask.clone(), timeout);
+        match until_not_busy(Instant::now() + timeout, ask).await? {
             Answer::Table(reply) => Some(reply),
             _ => None,
         }

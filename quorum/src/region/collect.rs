@@ -11,9 +11,10 @@
 //!
 //! Each replica is asked by itself and checks the map: one that has another map may
 //! send to a region, or hear one, that this collection does not know of. A region that does not
-//! answer holds the collection up, and tombstones stay in all regions.
+//! answer holds the collection up, and tombstones stay in all regions. A tombstone that a replica
+//! refuses is left where it is, and the others go.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use tokio::time::sleep;
 
 use super::floors::Floors;
 use super::handle::{Region, Shared};
+use super::outbox::Fate;
 use super::wire::{Answer, Question, Reply, Tombstone};
 use crate::link::Link;
 use crate::membership::{Membership, Stamp};
@@ -47,7 +49,9 @@ pub enum RegionCollectError {
         region: u64,
     },
     /// A replica did not answer, is not whole, or has another map or membership. A region that is
-    /// to stay away is taken out by the next map.
+    /// to stay away is taken out by the next map. A tombstone that a replica refuses is left where
+    /// it is, and the others go: see
+    /// [`TombstoneStats::refused`](crate::TombstoneStats::refused).
     #[error("replica {node} of region {region} does not hold every tombstone")]
     Unacknowledged {
         /// The region.
@@ -106,7 +110,10 @@ impl Region {
             return Ok(None);
         }
         let targets = self.targets(&wide).await?;
-        self.hold_everywhere(&wide, &targets, &tombstones).await?;
+        let tombstones = self.hold_everywhere(&wide, &targets, tombstones).await?;
+        if tombstones.is_empty() {
+            return Ok(Some(0));
+        }
         // Read now that all hold them: what is in these epochs or before may not know of it.
         let mut epochs = BTreeMap::new();
         for target in &targets {
@@ -118,7 +125,7 @@ impl Region {
                 self.raise(&wide, *target, epochs[&target.region] + ahead).await?;
             }
         }
-        self.hold_everywhere(&wide, &targets, &tombstones).await?;
+        let tombstones = self.hold_everywhere(&wide, &targets, tombstones).await?;
         let dropped = self.forget_everywhere(&wide, &targets, &epochs, &tombstones).await;
         self.shared.node.count_collected(dropped);
         // Each was sent to every replica three times.
@@ -157,36 +164,47 @@ impl Region {
         }
     }
 
-    /// Asks every replica to hold the tombstones, all replicas at once.
+    /// Asks every replica to hold the tombstones, all replicas at once. Returns those that every
+    /// one holds: without those that one refuses.
     async fn hold_everywhere(
         &self,
         wide: &Arc<dyn Link>,
         targets: &[Target],
-        tombstones: &Arc<Vec<Tombstone>>,
-    ) -> Result<(), RegionCollectError> {
+        tombstones: Arc<Vec<Tombstone>>,
+    ) -> Result<Arc<Vec<Tombstone>>, RegionCollectError> {
         let floors: Floors = targets.iter().map(|of| (of.region, of.membership)).collect();
         let mut held = JoinSet::new();
         for target in targets.iter().copied() {
             let (region, wide) = (self.clone(), Arc::clone(wide));
-            let (floors, tombstones) = (floors.clone(), Arc::clone(tombstones));
+            let (floors, tombstones) = (floors.clone(), Arc::clone(&tombstones));
             held.spawn(async move {
-                for chunk in tombstones.chunks(MAX_TOMBSTONES) {
+                let mut refused = BTreeSet::new();
+                for (at, chunk) in tombstones.chunks(MAX_TOMBSTONES).enumerate() {
                     let (membership, tombstones) = (target.membership, chunk.to_vec());
                     let question =
                         Question::Hold { membership, floors: floors.clone(), tombstones };
                     match region.ask_target(&wide, target, question).await {
                         Some(Answer::Epoch { .. }) => {}
+                        Some(Answer::Fates { fates, .. })
+                            if fates.len() == chunk.len() && !fates.contains(&Fate::Later) =>
+                        {
+                            let places = (at * MAX_TOMBSTONES..).zip(fates);
+                            let places = places.filter(|(_, fate)| *fate == Fate::Refused);
+                            refused.extend(places.map(|(at, _)| at));
+                        }
                         _ => return Err(target.unacknowledged()),
                     }
                 }
-                Ok(())
+                Ok(refused)
             });
         }
+        let mut refused = BTreeSet::new();
         // Ends: each turn takes one of them.
         while let Some(answered) = held.join_next().await {
-            answered.map_err(|_| RegionCollectError::NotWhole)??;
+            refused.extend(answered.map_err(|_| RegionCollectError::NotWhole)??);
         }
-        Ok(())
+        let tombstones = Arc::unwrap_or_clone(tombstones);
+        Ok(Arc::new(self.shared.node.without_refused(tombstones, &refused)))
     }
 
     /// Drops the tombstones at every replica, and says how many this one has dropped. A replica

@@ -24,7 +24,7 @@ use crate::table::{Reply, Request, Value};
 
 /// Messages with states from other regions that are merged at once. More are answered "later".
 const MAX_SHIPS: usize = 8;
-/// Keys of such a message that are merged at once.
+/// Keys of one message that are merged or dropped at once.
 const MAX_MERGES: usize = 32;
 /// How many bytes of states one answer has, but for one longer state.
 pub(super) const MAX_STATE_BYTES: usize = 1 << 20;
@@ -245,7 +245,7 @@ impl Region {
             Question::Ship { epoch, entries } if is_of_a_peer => {
                 let _permit = self.shared.ships.try_acquire().ok()?;
                 let fates = self.merge_all(entries, epoch).await?;
-                Some(Answer::Shipped { epoch: self.told_epoch(&scope).await?, fates })
+                Some(Answer::Fates { epoch: self.told_epoch(&scope).await?, fates })
             }
             Question::Compare { question } if is_of_a_peer => {
                 node.table_answer(&question).map(Answer::Compared)
@@ -270,7 +270,8 @@ impl Region {
             }
             Question::Raise { membership, epoch } => {
                 check_served(&scope, membership)?;
-                match node.own_request(&scope, Request::Epoch { epoch }).await? {
+                let (raise, deadline) = (Request::Epoch { epoch }, self.deadline());
+                match node.own_request_again(&scope, raise, deadline).await? {
                     Reply::Epoch { epoch } => Some(Answer::Epoch { epoch }),
                     _ => None,
                 }
@@ -279,8 +280,8 @@ impl Region {
                 check_served(&scope, membership)?;
                 let scope = Scope { epoch, ..scope };
                 let forget = |(key, context)| Request::Forget { key, context };
-                self.ask_own(&scope, tombstones.into_iter().map(forget)).await?;
-                Some(Answer::Done)
+                let fates = self.ask_own(&scope, tombstones.into_iter().map(forget).collect());
+                fates.await?.iter().all(|fate| *fate == Fate::Held).then_some(Answer::Done)
             }
             // A region does not ship to itself.
             Question::Ship { .. } | Question::Compare { .. } | Question::Fetch { .. } => None,
@@ -304,32 +305,54 @@ impl Region {
         None
     }
 
-    /// Merges tombstones into the node itself. None: it does not hold all of them.
+    /// Merges tombstones into the node itself. None: it is not known to hold or to refuse each.
     async fn hold(&self, scope: &Scope, tombstones: Vec<Tombstone>) -> Option<Answer> {
         let merge = |(key, context)| {
             let state = Value::from_parts(context, BTreeMap::new());
             Request::Merge { key, state }
         };
-        self.ask_own(scope, tombstones.into_iter().map(merge)).await?;
+        let fates = self.ask_own(scope, tombstones.into_iter().map(merge).collect()).await?;
         // Read again: what was read before the tombstones were held must be older than this.
-        let scope = self.shared.node.own_scope().await?;
-        Some(Answer::Epoch { epoch: scope.epoch })
+        let epoch = self.shared.node.own_scope().await?.epoch;
+        if fates.iter().all(|fate| *fate == Fate::Held) {
+            return Some(Answer::Epoch { epoch });
+        }
+        Some(Answer::Fates { epoch, fates })
     }
 
-    /// Asks the node itself, all at once: they share its syncs. None: one did not end in
-    /// [`Reply::Merged`].
-    async fn ask_own(&self, scope: &Scope, requests: impl Iterator<Item = Request>) -> Option<()> {
-        let mut asked = JoinSet::new();
-        for request in requests {
+    /// Asks the node itself, several at once: they share its syncs, and clients find room beside
+    /// them. Returns what became of each: held or refused. None: of one that is not known.
+    async fn ask_own(&self, scope: &Scope, requests: Vec<Request>) -> Option<Vec<Fate>> {
+        let max_requests = MAX_MERGES.min(self.shared.node.max_own_requests());
+        let deadline = self.deadline();
+        let mut fates = vec![Fate::Later; requests.len()];
+        let mut take = |asked: Result<(usize, Option<Reply>), _>| match asked {
+            Ok((at, Some(Reply::Merged))) => fates[at] = Fate::Held,
+            Ok((at, Some(Reply::Refused))) => fates[at] = Fate::Refused,
+            _ => {}
+        };
+        let mut asked: JoinSet<(usize, Option<Reply>)> = JoinSet::new();
+        for (at, request) in requests.into_iter().enumerate() {
+            if asked.len() >= max_requests
+                && let Some(answered) = asked.join_next().await
+            {
+                take(answered);
+            }
             let (node, scope) = (self.shared.node.clone(), scope.clone());
-            asked.spawn(async move { node.own_request(&scope, request).await });
+            asked.spawn(
+                async move { (at, node.own_request_again(&scope, request, deadline).await) },
+            );
         }
-        let mut is_merged = true;
         // Ends: each turn takes one of them.
-        while let Some(reply) = asked.join_next().await {
-            is_merged &= matches!(reply, Ok(Some(Reply::Merged)));
+        while let Some(answered) = asked.join_next().await {
+            take(answered);
         }
-        is_merged.then_some(())
+        (!fates.contains(&Fate::Later)).then_some(fates)
+    }
+
+    /// Until when a node that is asked now is waited for.
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.shared.config.timeout
     }
 
     /// Merges states into a write quorum of the own region. None: nothing was done.

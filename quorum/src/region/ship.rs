@@ -84,7 +84,7 @@ impl Region {
         entries: Vec<(Bytes, Value)>,
     ) -> Option<Vec<Fate>> {
         let question = Question::Ship { epoch, entries };
-        let Answer::Shipped { epoch, fates } = self.ask(wide, region, question).await? else {
+        let Answer::Fates { epoch, fates } = self.ask(wide, region, question).await? else {
             return None;
         };
         self.peer(region)?.contact.lock().epoch = epoch;

@@ -21,10 +21,10 @@
 //! | answer | kind | body |
 //! |---|---|---|
 //! | welcome | 1 | epoch u64, 1 u8 if the node knows all floors, else 0, floors, membership |
-//! | shipped | 2 | epoch u64, count u32, so many fates u8 (1 held, 2 refused, 3 later) |
+//! | fates | 2 | epoch u64, count u32, so many u8 (1 held, 2 refused, 3 later): to ship, and to hold if one is refused |
 //! | compared | 3 | answer as in [`merkle::codec`](crate::merkle::codec), to the end |
 //! | fetched | 4 | count u32, so many siblings: of the first keys that were asked for |
-//! | epoch | 5 | epoch u64: to hold and raise |
+//! | epoch | 5 | epoch u64: to raise, and to hold if all are held |
 //! | done | 6 | to forget |
 //! | other map | 7 | epoch of the map u64, 1 u8 if it has the sender's region, else 0 |
 //! | later | 8 | nothing was done: the node is busy, not whole, or serves another membership |
@@ -116,7 +116,8 @@ pub(super) enum Answer {
         floors: Floors,
         membership: Membership,
     },
-    Shipped {
+    /// In the order of what was sent.
+    Fates {
         epoch: u64,
         fates: Vec<Fate>,
     },
@@ -273,7 +274,7 @@ impl Answer {
                 put_floors(out, floors);
                 membership::put_membership(out, membership);
             }
-            Self::Shipped { epoch, fates } => {
+            Self::Fates { epoch, fates } => {
                 out.put_u64_le(*epoch);
                 out.put_u32_le(fates.len() as u32);
                 for fate in fates {
@@ -321,7 +322,7 @@ impl Answer {
                     _ => Err(DecodeError::Invalid("fate")),
                 };
                 let fates = bytes.split_to(count).iter().map(fate).collect::<Result<_, _>>()?;
-                Self::Shipped { epoch, fates }
+                Self::Fates { epoch, fates }
             }
             3 => {
                 let answer = bytes.split_to(bytes.len());
@@ -345,7 +346,7 @@ impl Answer {
     fn kind(&self) -> u8 {
         match self {
             Self::Welcome { .. } => 1,
-            Self::Shipped { .. } => 2,
+            Self::Fates { .. } => 2,
             Self::Compared(_) => 3,
             Self::Fetched { .. } => 4,
             Self::Epoch { .. } => 5,
@@ -495,7 +496,7 @@ mod tests {
                 floors: Floors::from([(1, stamp())]),
                 membership: Membership::first([4, 5, 6]),
             },
-            Answer::Shipped { epoch: 7, fates: vec![Fate::Held, Fate::Refused, Fate::Later] },
+            Answer::Fates { epoch: 7, fates: vec![Fate::Held, Fate::Refused, Fate::Later] },
             Answer::Compared(merkle::Answer::Keys { keys: vec![None] }),
             Answer::Fetched { states: vec![state(), Value::new()] },
             Answer::Epoch { epoch: 8 },

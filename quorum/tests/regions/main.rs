@@ -7,6 +7,7 @@
 
 mod changes;
 mod clients;
+mod collections;
 mod configs;
 #[path = "../disk/mod.rs"]
 mod disk;
