@@ -43,6 +43,8 @@ pub(super) enum Job {
         epoch: u64,
         done: oneshot::Sender<()>,
     },
+    /// A read beside the task has found the store damaged.
+    Halt(StoreError),
     /// The node has all that a replica of this epoch of the membership must have.
     Rebuilt {
         epoch: u64,
@@ -192,10 +194,7 @@ impl Driver {
                     Ok(())
                 }
                 Event::Jobs(0) => return,
-                Event::Jobs(_) => {
-                    taken.drain(..).for_each(|job| self.job(job));
-                    Ok(())
-                }
+                Event::Jobs(_) => taken.drain(..).try_for_each(|job| self.job(job)),
                 Event::Loaded(loaded) => loaded.and_then(|loaded| self.loaded(loaded)),
                 Event::Written(result) => self.end_write(result),
             };
@@ -219,8 +218,9 @@ impl Driver {
         }
     }
 
-    fn job(&mut self, job: Job) {
+    fn job(&mut self, job: Job) -> Result<(), StoreError> {
         match job {
+            Job::Halt(error) => return Err(error),
             Job::Answer { envelope, reply } => self.answer(envelope, reply),
             Job::Keep { change, done } => self.add(change).done.push(done),
             Job::LearnEpoch { epoch, done } => {
@@ -254,6 +254,7 @@ impl Driver {
                 self.batch(0).done.push(done);
             }
         }
+        Ok(())
     }
 
     fn answer(&mut self, envelope: Envelope, reply: oneshot::Sender<Bytes>) {

@@ -543,7 +543,8 @@ impl Node {
         // With room for the lengths.
         let max_page_bytes = PAGE_BYTES.min(max_bytes / 2);
         let after = driver::store_key(space, after);
-        let page = self.shared.store.scan(&[space.prefix()], &after, max_page_bytes).await.ok()?;
+        let page = self.shared.store.scan(&[space.prefix()], &after, max_page_bytes).await;
+        let page = self.shared.readable(page).await?;
         let page = page.into_iter().map(|(key, record)| (key.slice(1..), record)).collect();
         Some(fitting(&Answer::Page(page), max_bytes))
     }
@@ -553,7 +554,8 @@ impl Node {
         if !self.is_whole() {
             return Some(Answer::Table(Reply::NotWhole).encode(0));
         }
-        let records = self.shared.store.get(&[driver::store_key(space, key)]).await.ok()?;
+        let records = self.shared.store.get(&[driver::store_key(space, key)]).await;
+        let records = self.shared.readable(records).await?;
         let record = records.into_iter().next().flatten();
         let page = record.map(|record| (key.clone(), record)).into_iter().collect();
         Some(fitting(&Answer::Page(page), max_bytes))
@@ -571,6 +573,23 @@ impl Node {
     async fn order(&self, job: impl FnOnce(oneshot::Sender<()>) -> Job) -> bool {
         let (done, is_done) = oneshot::channel();
         self.shared.jobs.send(job(done)).await.is_ok() && is_done.await.is_ok()
+    }
+}
+
+impl Shared {
+    /// What the store was asked for. None: it could not be read, which is logged. Damage halts the
+    /// node, whoever finds it: a store that has lost a record counts in no quorum.
+    async fn readable<T>(&self, result: Result<T, StoreError>) -> Option<T> {
+        let error = match result {
+            Ok(found) => return Some(found),
+            Err(error) => error,
+        };
+        tracing::warn!(target: "voussoir::quorum", node = self.id, %error, "store not read");
+        if matches!(error, StoreError::Damaged(_)) {
+            // An error: it has ended already.
+            let _ = self.jobs.send(Job::Halt(error)).await;
+        }
+        None
     }
 }
 

@@ -7,9 +7,11 @@
 //! since refuses it, and the next change of the register brings it up to date.
 
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 
 use super::driver::store_key;
 use super::{Node, Shared};
@@ -21,6 +23,8 @@ use crate::paxos::{self, Ballot, Record};
 use crate::table::{Reply, Request, Value};
 use crate::wire::{Answer, Ask, Space, compare_limits, decode_record};
 
+/// The pause before the own store is read again where it could not be read.
+const READ_PAUSE: Duration = Duration::from_secs(1);
 /// Keys that are repaired at once, at most; fewer where they take more than a tenth of a second at
 /// the rate.
 const MAX_REPAIRS: u64 = 64;
@@ -251,7 +255,8 @@ impl Node {
         key: Bytes,
         bytes: &mut u64,
     ) -> Option<Repair> {
-        let own = self.shared.store.get(&[store_key(Space::Registers, &key)]).await.ok()?;
+        let own = self.shared.store.get(&[store_key(Space::Registers, &key)]).await;
+        let own = self.shared.readable(own).await?;
         let own =
             own.into_iter().next()?.map_or(Some(Record::EMPTY), |own| decode_record(own).ok())?;
         let read = Ask::Read { space: Space::Registers, key: key.clone() };
@@ -311,31 +316,32 @@ impl Repaired {
     }
 }
 
-/// Reads the store of a node that has started into its tree, at the rate of a rebuild. Ends with
-/// the last page, or with the last handle to the node.
+/// Reads the store of a node that has started into its tree, at the rate of a rebuild; what cannot
+/// be read at the moment, again after a pause. Ends with the last page, or with the node.
 pub(super) async fn fill(shared: Weak<Shared>) {
     let (mut after, mut read, mut pace) = (Bytes::new(), 0, None);
-    // Ends: each turn moves on by a key; the last page is empty.
+    // Ends: each turn moves on by a key, and the last page is empty; or when the node ends.
     loop {
-        {
+        let is_read = {
             let Some(shared) = shared.upgrade() else { return };
+            if shared.jobs.is_closed() {
+                return;
+            }
             let rate = shared.config.rebuild_bytes_per_second;
             pace.get_or_insert_with(|| Pace::new(rate));
-            let page = match shared.store.scan(&[], &after, FILL_BYTES).await {
-                Ok(page) => page,
-                Err(error) => {
-                    let node = shared.id;
-                    tracing::warn!(target: "voussoir::quorum", node, %error, "no tree to compare");
-                    return;
-                }
-            };
-            let Some((last, _)) = page.last() else { return shared.tree.filled() };
-            after = last.clone();
-            read += page.iter().map(|(key, record)| key.len() + record.len()).sum::<usize>() as u64;
-            shared.tree.fill(page);
-        }
-        if let Some(pace) = &pace {
-            pace.keep(read).await;
+            let page = shared.store.scan(&[], &after, FILL_BYTES).await;
+            let page = shared.readable(page).await;
+            if let Some(page) = &page {
+                let Some((last, _)) = page.last() else { return shared.tree.filled() };
+                after = last.clone();
+                let lengths = page.iter().map(|(key, record)| key.len() + record.len());
+                read += lengths.sum::<usize>() as u64;
+            }
+            page.map(|page| shared.tree.fill(page)).is_some()
+        };
+        match &pace {
+            Some(pace) if is_read => pace.keep(read).await,
+            _ => sleep(READ_PAUSE).await,
         }
     }
 }

@@ -349,7 +349,8 @@ impl Node {
             let keys = self.shared.tree.tombstones_after(after, MAX_COLLECTED);
             let Some(last) = keys.last() else { break };
             *after = last.clone();
-            let records = self.shared.store.get(&keys).await.ok()?;
+            let records = self.shared.store.get(&keys).await;
+            let records = self.shared.readable(records).await?;
             for (key, record) in keys.into_iter().zip(records) {
                 // Removed or written anew since.
                 let Some(record) = record else { continue };
