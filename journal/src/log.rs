@@ -115,6 +115,38 @@ impl Log {
         self.engine.read_range(&self.inner, range, max_bytes)
     }
 
+    /// Reads the record at each of these positions, in this order, and passes it to `each` with its
+    /// index in `positions`. Positions of one batch that follow one another cost one read and one
+    /// check of the batch: sort the positions in ascending order.
+    ///
+    /// A record keeps the memory of its batch alive. If `each` keeps no record, the memory is used
+    /// again for the next batch: copy what is to be kept.
+    ///
+    /// An error, see [`ReadError`], is about its position alone, and the next ones are read. `each`
+    /// is called without a lock.
+    ///
+    /// # Example
+    /// ```
+    /// use voussoir_journal::{Commit, Config, Journal, MemoryFiles};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let files = std::sync::Arc::new(MemoryFiles::new());
+    /// let journal = Journal::open_with(files, Config::default())?;
+    /// let log = journal.log("numbers", 1)?;
+    /// journal.commit_blocking(Commit::new().append(&log, ["zero", "one", "two"]))?;
+    /// let mut found = Vec::new();
+    /// log.read_each(&[0, 2, 3], |_, record| found.push(record.ok().map(|bytes| bytes.to_vec())));
+    /// assert_eq!(found, [Some(b"zero".to_vec()), Some(b"two".to_vec()), None]);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn read_each(
+        &self,
+        positions: &[u64],
+        mut each: impl FnMut(usize, Result<Bytes, ReadError>),
+    ) {
+        self.engine.read_each(&self.inner, positions, &mut each);
+    }
+
     /// As [`read`](Self::read), but without waiting for a device, for callers that must not block:
     /// `None` when the record is not in memory, or when that is not known. Then `read` it where
     /// blocking is allowed.

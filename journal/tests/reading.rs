@@ -95,6 +95,50 @@ fn no_batch_is_read_to_be_left_out() {
     }
 }
 
+/// Records that lie apart: a batch is read once for those that follow one another, and the one that
+/// cannot be read keeps none of the others back.
+#[test]
+fn records_that_lie_apart_are_read_with_their_batches_once() {
+    let reads = Arc::new(AtomicUsize::new(0));
+    for segment_bytes in [32 << 20, 256 << 10] {
+        let journal = open(counted_files(&reads), segment_bytes);
+        let log = journal.log("apart", 1).unwrap();
+        for first in (0..1_000).step_by(50) {
+            let records = (first..first + 50).map(|position| record(position, 1 << 10));
+            journal.commit_blocking(Commit::new().append(&log, records)).unwrap();
+            journal.work(0);
+        }
+        let read = |positions: &[u64]| {
+            let mut found = Vec::new();
+            log.read_each(positions, |at, record| {
+                assert_eq!(at, found.len());
+                found.push(record);
+            });
+            found
+        };
+        let every_third: Vec<u64> = (0..1_000).step_by(3).collect();
+        // The indexes are in memory by the second time.
+        for _ in 0..2 {
+            let before = reads.load(Ordering::Relaxed);
+            let found = read(&every_third);
+            let calls = reads.load(Ordering::Relaxed) - before;
+            for (position, found) in every_third.iter().zip(&found) {
+                assert_eq!(found.as_ref().unwrap()[..], record(*position, 1 << 10), "{position}");
+            }
+            assert_eq!(found.len(), every_third.len());
+            assert!(calls <= 20 + 4 * log.extents().len(), "{calls} calls");
+        }
+        let cut = Commit::new().truncate(&log, 975).release(&log, 5);
+        journal.commit_blocking(cut).unwrap();
+        let found = read(&[4, 5, 974, 975, 6, 5_000, 6]);
+        let ok: Vec<bool> = found.iter().map(Result::is_ok).collect();
+        assert_eq!(ok, [false, true, true, false, true, false, true]);
+        assert!(matches!(found[0], Err(ReadError::Released { first: 5 })));
+        assert!(matches!(found[3], Err(ReadError::Absent { end: 975 })));
+        assert_eq!(found[6].as_ref().unwrap()[..], record(6, 1 << 10));
+    }
+}
+
 /// A range never has more than was asked for, wherever the windows end.
 #[test]
 fn ranges_are_exact_at_every_bound() {

@@ -2,8 +2,10 @@
 //! damage is told.
 
 use std::collections::BTreeMap;
+use std::future::Future as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use voussoir_journal::files::crash::{CrashFiles, Loss, Op};
 use voussoir_journal::testing::HookedFiles;
@@ -251,13 +253,7 @@ async fn overwrites_go_on_in_a_journal_that_is_full_of_garbage() {
 #[tokio::test]
 async fn cleaning_reads_about_as_much_as_it_cleans() {
     let read = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&read);
-    let files = HookedFiles::new(Arc::new(MemoryFiles::new()), move |call| {
-        let length = if call.op == Op::Read { call.length } else { 0 };
-        counted.fetch_add(length, Ordering::Relaxed);
-        Ok(())
-    });
-    let journal = Journal::open_with(Arc::new(files), journal_config()).unwrap();
+    let journal = Journal::open_with(counted(&read), journal_config()).unwrap();
     let mut config = JournalStoreConfig::default();
     config.max_garbage_bytes = 64 << 10;
     let store = JournalStore::open(&journal, 1, config).unwrap();
@@ -283,4 +279,97 @@ async fn cleaning_reads_about_as_much_as_it_cleans() {
     assert!(cleaned > live as usize, "all records were moved");
     assert!(read <= 6 * cleaned, "{read} bytes read to clean {cleaned}");
     assert!(longest <= 256 << 10, "{longest} bytes read beside one batch");
+}
+
+/// Files in memory that count the bytes that are read.
+fn counted(read: &Arc<AtomicUsize>) -> Arc<HookedFiles> {
+    let read = Arc::clone(read);
+    Arc::new(HookedFiles::new(Arc::new(MemoryFiles::new()), move |call| {
+        let length = if call.op == Op::Read { call.length } else { 0 };
+        read.fetch_add(length, Ordering::Relaxed);
+        Ok(())
+    }))
+}
+
+/// The keys of a page lie in many batches, and many of them in each: a batch is read once for all
+/// of them, by scans and by reads of many keys.
+#[tokio::test]
+async fn a_page_reads_each_batch_of_the_journal_once() {
+    let read = Arc::new(AtomicUsize::new(0));
+    let journal = Journal::open_with(counted(&read), journal_config()).unwrap();
+    let store = JournalStore::open(&journal, 1, JournalStoreConfig::default()).unwrap();
+    let (mut rng, mut model) = (Rng::new(1), Model::new());
+    // In batches of 45 KB, and one value that takes several records of the log.
+    let mut keys: Vec<u64> = (0..4_000).collect();
+    for at in (1..keys.len()).rev() {
+        keys.swap(at, rng.below(at as u64 + 1) as usize);
+    }
+    let change = |key: &u64| {
+        let len = if *key == 777 { 600 << 10 } else { 50 + (*key % 100) as usize };
+        let (key, record) = (Bytes::from(format!("k{key:04}")), vec![*key as u8; len]);
+        Change { key, record: Some(record.into()) }
+    };
+    for keys in keys.chunks(400) {
+        let batch: Vec<Change> = keys.iter().map(change).collect();
+        store.apply(batch.clone()).await.unwrap();
+        apply(&mut model, &batch);
+    }
+    let (total, _) = store.log_bytes();
+    read.store(0, Ordering::Relaxed);
+    assert!(contents(&store).await == model);
+    let scanned = read.swap(0, Ordering::Relaxed);
+    let keys: Vec<Bytes> = model.keys().cloned().collect();
+    let found = store.get(&keys).await.unwrap();
+    assert!(found.into_iter().eq(model.values().cloned().map(Some)));
+    let got = read.load(Ordering::Relaxed);
+    println!("{total} bytes in the log, {scanned} read by pages of 100 kB, {got} at once");
+    assert!(scanned <= 10 * total as usize, "{scanned} bytes read for {total}");
+    assert!(got <= 3 * total as usize, "{got} bytes read for {total}");
+}
+
+/// A commit that moves records has released them in the journal before the store knows where they
+/// lie now.
+#[tokio::test]
+async fn what_a_cleaning_moves_can_be_read_meanwhile() {
+    let (journal, store) = open(&CrashFiles::new(1));
+    let log = journal.log("quorum.data", 1).unwrap();
+    let change = |key: u64, byte: u8| {
+        let (key, record) = (Bytes::from(format!("k{key:03}")), Bytes::from(vec![byte; 1_000]));
+        Change { key, record: Some(record) }
+    };
+    let mut model = Model::new();
+    for key in 0..100 {
+        let batch = vec![change(key, key as u8)];
+        store.apply(batch.clone()).await.unwrap();
+        apply(&mut model, &batch);
+    }
+    let (mut moves, mut turn) = (0, 0_u64);
+    // Ends: each turn makes garbage, and garbage is cleaned.
+    while moves < 5 {
+        turn += 1;
+        assert!(turn < 20_000, "{moves} moves were seen");
+        let (before, batch) = (log.first(), vec![change(0, turn as u8)]);
+        let mut write = Box::pin(store.apply(batch.clone()));
+        let is_written = std::future::poll_fn(|context| {
+            let is_written = write.as_mut().poll(context).is_ready();
+            // The store hears of the end of the commit by the next poll.
+            for _ in 0..5 {
+                if is_written || log.first() > before {
+                    break;
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            match (is_written, log.first() > before) {
+                (false, false) => std::task::Poll::Pending,
+                _ => std::task::Poll::Ready(is_written),
+            }
+        });
+        if !is_written.await {
+            moves += 1;
+            assert!(contents(&store).await == model, "turn {turn}");
+            write.await.unwrap();
+        }
+        apply(&mut model, &batch);
+        assert!(moves == 0 || contents(&store).await == model, "turn {turn}");
+    }
 }

@@ -43,7 +43,7 @@ pub async fn all(report: &mut Report) -> Result<(), Error> {
         wait(&mut ours, at, is_loaded).await?;
     }
     compare(report, &mut ours, keys).await?;
-    rebuild(report, &mut ours).await?;
+    rebuild(report, &mut ours, keys + DIFFERING).await?;
     compare_after(report, &mut ours)
 }
 
@@ -80,16 +80,19 @@ async fn compare(report: &mut Report, ours: &mut Ours, keys: u64) -> Result<(), 
 }
 
 /// The disk of one is lost, while clients put at a third of what they reach.
-async fn rebuild(report: &mut Report, ours: &mut Ours) -> Result<(), Error> {
+async fn rebuild(report: &mut Report, ours: &mut Ours, keys: u64) -> Result<(), Error> {
     const CLIENTS: usize = 64;
     let mut clients = Clients::start("ours", 0, 4, CLIENTS / 4, &ours.addresses)?;
     let full = clients.run(Op::Put, PERIOD, Duration::ZERO)?.count as f64 / PERIOD.as_secs_f64();
     let every = Duration::from_secs_f64(3.0 * CLIENTS as f64 / full);
+    let cpu = ours.cpu()?;
     let before = clients.run(Op::Put, PERIOD, every)?;
+    let cpu_of_put = (ours.cpu()? - cpu).as_secs_f64() / before.count as f64;
     ours.kill(LOST);
     let begun = Instant::now();
     ours.restart(LOST, Start::Lost)?;
-    let (mut worst, mut rounds, mut unknown) = (0.0_f64, 0, 0);
+    let cpu = ours.cpu()?;
+    let (mut worst, mut rounds, mut unknown, mut puts) = (0.0_f64, 0, 0, 0);
     // Ends: it is rebuilt, or the time is over.
     while !ours.state(LOST)?.is_whole {
         if begun.elapsed() > LONG {
@@ -97,13 +100,16 @@ async fn rebuild(report: &mut Report, ours: &mut Ours) -> Result<(), Error> {
         }
         let done = clients.run_beside_faults(Op::Put, Duration::from_secs(2), every)?;
         (worst, unknown) = (worst.max(done.p99), unknown + done.unknown);
-        rounds += 1;
+        (rounds, puts) = (rounds + 1, puts + done.count);
     }
+    // Beside what the puts have taken.
+    let cpu = (ours.cpu()? - cpu).as_secs_f64() - puts as f64 * cpu_of_put;
     report.alone("rebuilt under load (bar 120)", begun.elapsed().as_secs_f64(), "s");
     report.alone("- p99 of puts before it", before.p99, "us");
     report.alone(&format!("- p99, the worst of {rounds} times 2 s"), worst, "us");
     report.alone("- puts of unknown outcome (bar 0)", unknown as f64, "");
     report.alone("- of 2x + 1 ms (bar 1)", worst / (2.0 * before.p99 + 1_000.0), "x");
+    report.alone("- CPU of the three nodes for each key", cpu * 1e6 / keys as f64, "us");
     report.alone("- memory of the rebuilt node", ours.memory_mib(LOST)?, "MiB");
     Ok(())
 }

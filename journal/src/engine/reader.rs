@@ -238,6 +238,32 @@ impl Engine {
         Ok(taken.records)
     }
 
+    /// Reads the record at each position and passes it on with its place in `positions`. A batch is
+    /// read once for all of its positions that follow one another.
+    pub(crate) fn read_each(
+        &self,
+        log: &LogInner,
+        positions: &[u64],
+        each: &mut dyn FnMut(usize, Result<Bytes, ReadError>),
+    ) {
+        let mut last: Option<Batch> = None;
+        for (at, position) in positions.iter().enumerate() {
+            let is_read =
+                last.as_ref().is_some_and(|batch| (batch.first..batch.end).contains(position));
+            if !is_read {
+                // Dropped first: its buffer is used again for the next one.
+                last = None;
+                match self.read_batch(log, *position) {
+                    Ok(batch) => last = Some(batch),
+                    Err(error) => each(at, Err(error)),
+                }
+            }
+            if let Some(batch) = &last {
+                each(at, batch.record(*position));
+            }
+        }
+    }
+
     /// As [`read_range`](Self::read_range), of what is at hand; `None` when the first record is
     /// not.
     pub(crate) fn try_read_range(

@@ -95,9 +95,11 @@ impl MerkleTree {
     /// would differ for ever.
     pub fn set(&mut self, key: Bytes, digest: u128) {
         let id = self.key.hash(&[&key]);
-        self.take_out(id);
-        self.add(id, self.weight(id, digest));
-        self.entries.insert(id, Item { digest, key });
+        let mut weight = self.weight(id, digest);
+        if let Some(before) = self.entries.insert(id, Item { digest, key }) {
+            weight = weight.wrapping_sub(self.weight(id, before.digest));
+        }
+        self.add(id, weight);
     }
 
     /// Takes a key out of the tree. Returns whether it was there.

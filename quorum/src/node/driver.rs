@@ -14,11 +14,12 @@ use super::meta::Meta;
 use super::tree::{Digest, Tree};
 use super::view::View;
 use super::{NodeConfig, Status};
+use crate::caller::Scope;
 use crate::membership::Membership;
 use crate::paxos::{self, Record};
 use crate::region::Feed;
 use crate::store::{Change, ReplicaStore, StoreError};
-use crate::table::{Replica, ReplicaInput, ReplicaOutput, Reply, Request};
+use crate::table::{Replica, ReplicaInput, ReplicaOutput, Reply, Request, Value};
 use crate::version::codec::{self, Limits};
 use crate::version::{Actor, DotSource};
 use crate::wire::{Answer, Ask, Envelope, Space, decode_record, encode_record};
@@ -28,6 +29,13 @@ pub(super) enum Job {
     Answer {
         envelope: Envelope,
         reply: oneshot::Sender<Bytes>,
+    },
+    /// Merges states of keys that another replica holds into the node's own, as so many requests
+    /// of one operation.
+    Merge {
+        states: Vec<(Bytes, Value)>,
+        scope: Scope,
+        done: oneshot::Sender<Merged>,
     },
     /// Merges records of other acceptors into a node that is not whole.
     Install {
@@ -55,6 +63,26 @@ pub(super) enum Job {
         membership: Membership,
         done: oneshot::Sender<()>,
     },
+}
+
+/// What became of the states of a [`Job::Merge`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Merged {
+    /// Their merges with those of the node are durable.
+    Durable,
+    /// Some may not have been looked at: try again.
+    Busy,
+    /// One was refused.
+    Refused,
+}
+
+/// A [`Job::Merge`] that is under way.
+struct Merging {
+    /// How many of its states have no answer.
+    left: usize,
+    /// What became of the others.
+    merged: Merged,
+    done: oneshot::Sender<Merged>,
 }
 
 /// What the task tells the handles of its node. Both are durable when they are told.
@@ -114,6 +142,8 @@ pub(super) struct Driver {
     replica: Replica,
     acceptors: Acceptors,
     waiters: HashMap<u64, Waiter>,
+    /// By the id that all requests of a job have in common.
+    merging: HashMap<u64, Merging>,
     next_id: u64,
     /// Batches that are not yet being written, the first of them next.
     batches: std::collections::VecDeque<Batch>,
@@ -153,6 +183,7 @@ impl Driver {
             replica: replica_of(&meta, max_merged_bytes),
             acceptors: Acceptors::default(),
             waiters: HashMap::new(),
+            merging: HashMap::new(),
             next_id: 0,
             batches: std::collections::VecDeque::new(),
             writing: None,
@@ -222,6 +253,7 @@ impl Driver {
         match job {
             Job::Halt(error) => return Err(error),
             Job::Answer { envelope, reply } => self.answer(envelope, reply),
+            Job::Merge { states, scope, done } => self.merge(states, &scope, done),
             Job::Keep { change, done } => self.add(change).done.push(done),
             Job::LearnEpoch { epoch, done } => {
                 self.replica.learn_epoch(epoch);
@@ -305,8 +337,54 @@ impl Driver {
         }
     }
 
+    /// As so many requests to merge a state, with the same checks.
+    fn merge(&mut self, states: Vec<(Bytes, Value)>, scope: &Scope, done: oneshot::Sender<Merged>) {
+        let (own, asked) = (&self.view.membership, scope.membership.stamp());
+        let is_of_another = own.epoch() != 0 && own.stamp() != asked;
+        let refused = match &self.adopting[..] {
+            [_, ..] => Some(Merged::Busy),
+            [] if is_of_another || self.view.is_removed(self.meta.node) => Some(Merged::Refused),
+            [] if states.is_empty() => Some(Merged::Durable),
+            [] => None,
+        };
+        if let Some(refused) = refused {
+            // Who asked may have gone.
+            let _ = done.send(refused);
+            return;
+        }
+        self.next_id += 1;
+        let id = self.next_id;
+        self.merging.insert(id, Merging { left: states.len(), merged: Merged::Durable, done });
+        for (key, state) in states {
+            let request = Request::Merge { key, state };
+            if self.replica.request_at(id, scope.epoch, request).is_err() {
+                self.merged(id, Merged::Busy);
+            }
+        }
+    }
+
+    /// One state of a job has been dealt with.
+    fn merged(&mut self, id: u64, merged: Merged) {
+        let std::collections::hash_map::Entry::Occupied(mut entry) = self.merging.entry(id) else {
+            return;
+        };
+        let merging = entry.get_mut();
+        merging.left -= 1;
+        if merging.merged != Merged::Refused && merged != Merged::Durable {
+            merging.merged = merged;
+        }
+        if merging.left == 0 {
+            let Merging { merged, done, .. } = entry.remove();
+            let _ = done.send(merged);
+        }
+    }
+
     fn reply(&mut self, id: u64, answer: &Answer) {
-        let Some(waiter) = self.waiters.remove(&id) else { return };
+        let Some(waiter) = self.waiters.remove(&id) else {
+            // A node that is not whole says so when what it merged is durable.
+            let is_merged = matches!(answer, Answer::Table(Reply::NotWhole | Reply::Merged));
+            return self.merged(id, if is_merged { Merged::Durable } else { Merged::Refused });
+        };
         if let (Answer::Table(Reply::Written { .. }), Some(key), Some(feed)) =
             (answer, &waiter.told, &self.feed)
         {
@@ -566,6 +644,9 @@ impl Driver {
         let waiting: Vec<u64> = self.waiters.keys().copied().collect();
         for id in waiting {
             self.reply(id, &Answer::Busy);
+        }
+        for (_, merging) in self.merging.drain() {
+            let _ = merging.done.send(Merged::Busy);
         }
     }
 }

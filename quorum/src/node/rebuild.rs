@@ -4,9 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::driver::{Job, store_key};
+use super::driver::{Job, Merged, store_key};
 use super::{Node, Status};
 use crate::caller::Scope;
 use crate::link::{Class, Link};
@@ -20,8 +21,9 @@ use crate::wire::{Answer, Ask, Space, decode_record, encode_record};
 
 /// How long one page may take to arrive.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Merges of one page that are under way at once.
-const MERGES: usize = 256;
+/// States that are handed to the task of the node at once. It answers nobody else while it looks at
+/// them.
+const STATES: usize = 64;
 /// When a merge is tried again that the busy node has refused.
 const BUSY_PAUSE: Duration = Duration::from_millis(5);
 
@@ -204,10 +206,13 @@ impl Node {
         space: Space,
     ) -> Result<bool, RebuildError> {
         let mut after = Bytes::new();
+        let page_behind = |after: Bytes| {
+            let ask = Ask::Scan { space, after };
+            self.ask(link, peer, Class::Bulk, scope, ask, PAGE_TIMEOUT)
+        };
+        let mut answer = page_behind(after.clone()).await;
         // Ends: each turn moves on by a key; the last page is empty.
         loop {
-            let ask = Ask::Scan { space, after: after.clone() };
-            let answer = self.ask(link, peer, Class::Bulk, scope, ask, PAGE_TIMEOUT).await;
             let Some(Answer::Page(page)) = answer else { return Ok(false) };
             let Some((last, _)) = page.last() else { return Ok(true) };
             if *last <= after && !after.is_empty() {
@@ -225,10 +230,13 @@ impl Node {
                 return Ok(false);
             }
             // As long as it took: the processors and the disk that it shares with others, whatever
-            // they can do, are theirs at least half of the time.
+            // they can do, are theirs at least half of the time. The next page comes meanwhile.
             let rested = Instant::now() + began.elapsed();
-            pace.keep(bytes as u64).await;
-            sleep_until(rested).await;
+            let rest = async {
+                pace.keep(bytes as u64).await;
+                sleep_until(rested).await;
+            };
+            (answer, ()) = tokio::join!(page_behind(after.clone()), rest);
         }
     }
 
@@ -236,40 +244,43 @@ impl Node {
     async fn merge(&self, page: Vec<(Bytes, Bytes)>, scope: &Scope) -> bool {
         let keys: Vec<Bytes> = page.iter().map(|(key, _)| store_key(Space::Table, key)).collect();
         let Ok(own) = self.shared.store.get(&keys).await else { return false };
-        let mut merges = tokio::task::JoinSet::new();
-        // Clients find room beside them.
-        let max_merges = MERGES.min(self.shared.config.max_requests / 2);
+        let mut lacking = Vec::new();
+        for (theirs, own) in page.into_iter().zip(own) {
+            if own.as_ref() != Some(&theirs.1) {
+                lacking.push(theirs); // Few of the second source: the first one had the same.
+            }
+        }
         let ends = Instant::now() + PAGE_TIMEOUT;
-        for ((key, record), own) in page.into_iter().zip(own) {
-            if own.as_ref() == Some(&record) {
-                continue; // As most keys of the second source: the first one had the same.
+        // Ends: by the deadline, or when the node is less busy.
+        loop {
+            match self.merge_states(&lacking, scope).await {
+                Some(Merged::Durable) => return true,
+                Some(Merged::Busy) if Instant::now() < ends => sleep(BUSY_PAUSE).await,
+                _ => return false,
             }
-            let Ok(state) = codec::decode_siblings(record, &Limits::default()) else {
-                return false;
+        }
+    }
+
+    /// Hands states to the task of the node, which answers others in between, and waits until their
+    /// merges are durable. None: one cannot be read, or the node has halted.
+    async fn merge_states(&self, records: &[(Bytes, Bytes)], scope: &Scope) -> Option<Merged> {
+        let (mut merged, mut merging) = (Merged::Durable, Vec::new());
+        for records in records.chunks(STATES) {
+            let state = |(key, record): &(Bytes, Bytes)| {
+                let state = codec::decode_siblings(record.clone(), &Limits::default()).ok()?;
+                Some((key.clone(), state))
             };
-            if merges.len() >= max_merges && !merges.join_next().await.is_some_and(is_merged) {
-                return false;
-            }
-            let (node, scope) = (self.clone(), scope.clone());
-            merges.spawn(async move {
-                // Ends: by the deadline, or when the node is less busy.
-                loop {
-                    let ask = Ask::Table(Request::Merge { key: key.clone(), state: state.clone() });
-                    let answer = node.ask_own(&scope, ask).await;
-                    if answer != Some(Answer::Busy) || Instant::now() >= ends {
-                        return answer;
-                    }
-                    sleep(BUSY_PAUSE).await;
-                }
-            });
+            let states = records.iter().map(state).collect::<Option<Vec<_>>>()?;
+            let (done, is_done) = oneshot::channel();
+            self.shared.jobs.send(Job::Merge { states, scope: scope.clone(), done }).await.ok()?;
+            merging.push(is_done);
+            tokio::task::yield_now().await;
         }
-        // Ends: each turn takes one of them.
-        while let Some(merge) = merges.join_next().await {
-            if !is_merged(merge) {
-                return false;
-            }
+        for is_done in merging {
+            let of_some = is_done.await.ok()?;
+            merged = if merged == Merged::Durable { of_some } else { merged };
         }
-        true
+        Some(merged)
     }
 
     /// Merges records of acceptors into the store of the node, whose own are not in use.
@@ -295,9 +306,4 @@ impl Node {
             Err(StoreError::Unknown("the node has halted".to_owned()))
         }
     }
-}
-
-/// A node that is not whole says so when what it merged is durable.
-fn is_merged(merge: Result<Option<Answer>, tokio::task::JoinError>) -> bool {
-    matches!(merge, Ok(Some(Answer::Table(Reply::NotWhole | Reply::Merged))))
 }

@@ -28,8 +28,9 @@ const READ_PAUSE: Duration = Duration::from_secs(1);
 /// Keys that are repaired at once, at most; fewer where they take more than a tenth of a second at
 /// the rate.
 const MAX_REPAIRS: u64 = 64;
-/// How much of the own store is read at once for the tree, in bytes.
-const FILL_BYTES: usize = 256 << 10;
+/// How much of the own store is read at once for the tree, in bytes. Whatever the node is asked
+/// meanwhile waits until that much is in the tree.
+const FILL_BYTES: usize = 64 << 10;
 
 /// What comparisons with other replicas have found and done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

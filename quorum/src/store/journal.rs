@@ -23,7 +23,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
-use voussoir_journal::{Batch, Commit, Error, Health, Journal, Log, Outcome, ReadError};
+use voussoir_journal::{BatchBuilder, Commit, Error, Health, Journal, Log, Outcome, ReadError};
 
 use super::{Change, ReplicaStore, StoreError};
 use crate::ConfigError;
@@ -43,6 +43,11 @@ const FRAME_BYTES: u64 = 16 << 10;
 const CLEAN_BYTES: u64 = 64 << 10;
 /// What a record takes of a commit at most, beside its key and value.
 const RECORD_BYTES: u64 = 32;
+/// Up to so many records are read one by one, and not beside the runtime's tasks, if they are in
+/// memory.
+const QUICK_READS: usize = 64;
+/// So many keys are looked up with the lock of the state held.
+const LOOKED_UP_AT_ONCE: usize = 256;
 
 /// Configuration of a [`JournalStore`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -124,6 +129,8 @@ struct State {
     /// Bytes of the log, and those of them that `keys` lead to.
     total_bytes: u64,
     live_bytes: u64,
+    /// What a commit under way appends again and releases: it may be released before `keys` say so.
+    moving: Option<Arc<Swept>>,
     damage: Option<String>,
     /// A batch has failed in a way that leaves open whether it was written.
     failure: Option<String>,
@@ -279,68 +286,82 @@ struct Draft {
     commit: Commit,
     /// What it appends, in the order of the appends.
     entries: Vec<(Bytes, bool, u64, u64)>,
-    /// Short records that are not yet part of the commit.
-    open: Vec<Bytes>,
-    open_bytes: usize,
+    /// Records that are not yet part of the commit, and their length.
+    open: Option<(BatchBuilder, usize)>,
+    /// How long the records will be that are still to come, about.
+    expected_bytes: u64,
 }
 
 impl Draft {
-    fn new() -> Self {
-        Self { commit: Commit::new(), entries: Vec::new(), open: Vec::new(), open_bytes: 0 }
+    fn new(expected_bytes: u64) -> Self {
+        Self { commit: Commit::new(), entries: Vec::new(), open: None, expected_bytes }
     }
 
     fn add(&mut self, log: &Log, key: &Bytes, value: Option<&Bytes>) {
-        let value_bytes = value.map_or(0, Bytes::len);
-        let first = value_bytes.min(CHUNK_BYTES);
-        let mut head = BytesMut::with_capacity(HEAD_BYTES + key.len() + first);
-        head.put_u8(VERSION);
-        head.put_u8(if value.is_some() { PUT } else { REMOVE });
-        head.put_u16_le(key.len() as u16);
-        head.put_u32_le(value_bytes as u32);
-        head.put_slice(key);
-        head.put_slice(value.map_or(&[][..], |value| &value[..first]));
-        self.push(log, head.freeze());
-        for at in (CHUNK_BYTES..value_bytes).step_by(CHUNK_BYTES) {
-            let end = value_bytes.min(at + CHUNK_BYTES);
-            self.push(log, value.map(|value| value.slice(at..end)).unwrap_or_default());
-        }
-        let bytes = bytes_of(key, value_bytes);
-        self.entries.push((key.clone(), value.is_some(), records_of(value_bytes), bytes));
+        let is_put = value.is_some();
+        let value = value.map_or(&[][..], |value| &value[..]);
+        let mut head = [VERSION, if is_put { PUT } else { REMOVE }, 0, 0, 0, 0, 0, 0];
+        head[2..4].copy_from_slice(&(key.len() as u16).to_le_bytes());
+        head[4..].copy_from_slice(&(value.len() as u32).to_le_bytes());
+        let (first, rest) = value.split_at(value.len().min(CHUNK_BYTES));
+        self.push(log, &[&head, key, first]);
+        rest.chunks(CHUNK_BYTES).for_each(|part| self.push(log, &[part]));
+        let bytes = bytes_of(key, value.len());
+        self.entries.push((key.clone(), is_put, records_of(value.len()), bytes));
     }
 
-    /// Batches of the journal are bounded: several are one commit.
-    fn push(&mut self, log: &Log, record: Bytes) {
-        if self.open_bytes + record.len() > CHUNK_BYTES {
+    /// Adds a record that is in several pieces. Batches of the journal are bounded: several are one
+    /// commit.
+    fn push(&mut self, log: &Log, record: &[&[u8]]) {
+        let bytes = record.iter().map(|piece| piece.len()).sum();
+        if self.open.as_ref().is_some_and(|(_, before)| before + bytes > CHUNK_BYTES) {
             self.close(log);
         }
-        self.open_bytes += record.len();
-        self.open.push(record);
+        let expected = self.expected_bytes.min(CHUNK_BYTES as u64) as usize;
+        let (batch, open_bytes) =
+            self.open.get_or_insert_with(|| (log.batch(expected.max(bytes)), 0));
+        batch.push_pieces(record);
+        *open_bytes += bytes;
+        self.expected_bytes = self.expected_bytes.saturating_sub(bytes as u64);
     }
 
     fn close(&mut self, log: &Log) {
-        if self.open.is_empty() {
-            return;
+        if let Some((batch, _)) = self.open.take() {
+            self.commit = std::mem::take(&mut self.commit).append_batch(log, batch.finish());
         }
-        let mut batch = Batch::builder(self.open_bytes + 4 * self.open.len());
-        self.open.drain(..).for_each(|record| batch.push(&record));
-        self.open_bytes = 0;
-        self.commit = std::mem::take(&mut self.commit).append_batch(log, batch.finish());
     }
+}
+
+/// Keys whose values are to be read.
+#[derive(Default)]
+struct Wanted {
+    keys: Vec<Bytes>,
+    /// Where their records lie, by the key's index. A key without a record has none.
+    places: Vec<(usize, Place)>,
 }
 
 /// A record cannot be read without waiting for a device, or has moved meanwhile.
 struct NotInMemory;
 
 /// What a cleaning has read at the beginning of the log.
+#[derive(Debug)]
 struct Swept {
-    /// Records that are live, with their keys.
-    live: Vec<(Bytes, Bytes)>,
+    /// Records that are live: their positions, in ascending order, keys and values.
+    live: Vec<(u64, Bytes, Bytes)>,
     /// What they take of a commit at most.
     live_bytes: u64,
     /// Bytes of the log that it takes up.
     bytes: u64,
     /// Where the log begins afterwards.
     until: u64,
+}
+
+impl Swept {
+    fn value_at(&self, place: Place) -> Option<Bytes> {
+        let at =
+            self.live.binary_search_by_key(&place.position, |(position, ..)| *position).ok()?;
+        Some(self.live[at].2.clone())
+    }
 }
 
 impl Inner {
@@ -373,44 +394,97 @@ impl Inner {
                 state.keys.get(key).copied()
             };
             let Some(place) = place else { return Ok(None) };
-            match self.value_at(key, place) {
+            let error = match self.value_at(key, place) {
                 Ok(value) => return Ok(Some(value)),
-                Err(_) if self.state.lock().keys.get(key) != Some(&place) => {}
-                Err(error) => return Err(read_failed(&error)),
+                Err(error) => error,
+            };
+            let state = self.state.lock();
+            if state.keys.get(key) == Some(&place) {
+                let moving = state.moving.as_ref().and_then(|swept| swept.value_at(place));
+                return moving.map(Some).ok_or(read_failed(&error));
             }
         }
     }
 
-    /// As `value_of`, without waiting for a device.
-    fn value_in_memory(&self, key: &Bytes) -> Result<Option<Bytes>, NotInMemory> {
-        let place = self.state.lock().keys.get(key).copied();
-        let Some(place) = place else { return Ok(None) };
-        if place.records > 1 {
-            return Err(NotInMemory);
+    /// The values at places, without waiting for a device.
+    fn values_in_memory(&self, wanted: &Wanted) -> Result<Vec<Option<Bytes>>, NotInMemory> {
+        let mut values = vec![None; wanted.keys.len()];
+        for (at, place) in &wanted.places {
+            if place.records > 1 {
+                return Err(NotInMemory);
+            }
+            let record = self.log.try_read(place.position).ok().flatten().ok_or(NotInMemory)?;
+            let head = Head::decode(record).ok().filter(|head| head.key == wanted.keys[*at]);
+            values[*at] = Some(head.ok_or(NotInMemory)?.value);
         }
-        let record = self.log.try_read(place.position).ok().flatten().ok_or(NotInMemory)?;
-        let head = Head::decode(record).ok().filter(|head| head.key == *key);
-        head.map(|head| Some(head.value)).ok_or(NotInMemory)
+        Ok(values)
     }
 
-    fn keys_after(
+    /// The values of keys, read by position: a batch of the journal is read once for all of its
+    /// records among them, however many there are, and kept by none of them.
+    fn values_at(&self, mut wanted: Wanted) -> Result<Vec<Option<Bytes>>, StoreError> {
+        wanted.places.sort_unstable_by_key(|(_, place)| place.position);
+        let Wanted { keys, places } = wanted;
+        let positions: Vec<u64> = places.iter().map(|(_, place)| place.position).collect();
+        let short = places.iter().filter(|(_, place)| place.records == 1);
+        let bytes: u64 = short.map(|(_, place)| place.bytes).sum();
+        let mut read = BytesMut::with_capacity(usize::try_from(bytes).unwrap_or(0));
+        let (mut found, mut others) = (Vec::with_capacity(places.len()), Vec::new());
+        self.log.read_each(&positions, |number, record| {
+            let (at, place) = places[number];
+            let head = record.ok().and_then(|record| Head::decode(record).ok());
+            match head.filter(|head| head.key == keys[at] && head.records() == 1) {
+                Some(head) if place.records == 1 => {
+                    read.put_slice(&head.value);
+                    found.push((at, head.value.len()));
+                }
+                // It is long, or its key has moved on.
+                _ => others.push(at),
+            }
+        });
+        let (mut values, mut read) = (vec![None; keys.len()], read.freeze());
+        for (at, bytes) in found {
+            values[at] = Some(read.split_to(bytes));
+        }
+        for at in others {
+            values[at] = self.value_of(&keys[at])?;
+        }
+        Ok(values)
+    }
+
+    /// Where the records of some keys lie.
+    fn places_of(&self, keys: &[Bytes]) -> Result<Wanted, StoreError> {
+        let mut places = Vec::new();
+        for (number, keys) in keys.chunks(LOOKED_UP_AT_ONCE).enumerate() {
+            let state = self.state.lock();
+            state.check()?;
+            let first = number * LOOKED_UP_AT_ONCE;
+            let place = |(at, key): (usize, &Bytes)| Some((first + at, *state.keys.get(key)?));
+            places.extend(keys.iter().enumerate().filter_map(place));
+        }
+        Ok(Wanted { keys: keys.to_vec(), places })
+    }
+
+    /// The keys of a page, and where their records lie.
+    fn places_after(
         &self,
         prefix: &[u8],
         after: &[u8],
         max_bytes: usize,
-    ) -> Result<Vec<Bytes>, StoreError> {
-        let (mut keys, mut bytes) = (Vec::new(), 0);
+    ) -> Result<Wanted, StoreError> {
+        let (mut wanted, mut bytes) = (Wanted::default(), 0);
         let state = self.state.lock();
         state.check()?;
         let from = if after >= prefix { Bound::Excluded(after) } else { Bound::Included(prefix) };
         for (key, place) in state.keys.range::<[u8], _>((from, Bound::Unbounded)) {
             bytes += place.bytes as usize;
-            if !key.starts_with(prefix) || (bytes > max_bytes && !keys.is_empty()) {
+            if !key.starts_with(prefix) || (bytes > max_bytes && !wanted.keys.is_empty()) {
                 break;
             }
-            keys.push(key.clone());
+            wanted.places.push((wanted.keys.len(), *place));
+            wanted.keys.push(key.clone());
         }
-        Ok(keys)
+        Ok(wanted)
     }
 
     fn max_batch_bytes(&self) -> u64 {
@@ -458,7 +532,8 @@ impl Inner {
                         1 => head.value,
                         _ => self.value_at(&head.key, place)?,
                     };
-                    swept.live.push((Bytes::copy_from_slice(&head.key), value));
+                    let key = Bytes::copy_from_slice(&head.key);
+                    swept.live.push((position, key, value));
                 }
                 swept.until += place.records;
                 swept.bytes += place.bytes;
@@ -467,10 +542,13 @@ impl Inner {
         Ok(swept)
     }
 
-    async fn write(&self, batch: &[Change], swept: Option<&Swept>) -> Result<(), Error> {
-        let mut draft = Draft::new();
+    async fn write(&self, batch: &[Change], swept: Option<&Arc<Swept>>) -> Result<(), Error> {
+        let length =
+            |change: &Change| bytes_of(&change.key, change.record.as_ref().map_or(0, Bytes::len));
+        let bytes: u64 = batch.iter().map(length).sum();
+        let mut draft = Draft::new(bytes + swept.map_or(0, |swept| swept.live_bytes));
         if let Some(swept) = swept {
-            for (key, value) in &swept.live {
+            for (_, key, value) in &swept.live {
                 draft.add(&self.log, key, Some(value));
             }
         }
@@ -485,10 +563,13 @@ impl Inner {
                 commit = commit.frees_space();
             }
         }
-        let receipt = self.journal.commit(commit).await?;
+        self.state.lock().moving = swept.cloned();
+        let receipt = self.journal.commit(commit).await;
+        let mut state = self.state.lock();
+        state.moving = None;
+        let receipt = receipt?;
         let first = receipt.positions().iter().find(|range| !range.is_empty());
         let mut position = first.map_or(0, |range| range.start);
-        let mut state = self.state.lock();
         state.total_bytes -= swept.map_or(0, |swept| swept.bytes);
         for (key, is_put, records, bytes) in draft.entries {
             state.written(key, is_put, Place { position, records, bytes });
@@ -547,10 +628,10 @@ impl Inner {
         self: &Arc<Self>,
         bytes: u64,
         max_live_bytes: u64,
-    ) -> Result<Swept, StoreError> {
+    ) -> Result<Arc<Swept>, StoreError> {
         let inner = Arc::clone(self);
-        let read = move || inner.sweep(bytes, max_live_bytes).map_err(|error| read_failed(&error));
-        blocking(read).await
+        let read = move || inner.sweep(bytes, max_live_bytes).map(Arc::new);
+        blocking(move || read().map_err(|error| read_failed(&error))).await
     }
 }
 
@@ -561,13 +642,14 @@ impl ReplicaStore for JournalStore {
     }
 
     async fn get(&self, keys: &[Bytes]) -> Result<Vec<Option<Bytes>>, StoreError> {
-        self.inner.state.lock().check()?;
-        let quick = |key| self.inner.value_in_memory(key);
-        if let Ok(found) = keys.iter().map(quick).collect::<Result<Vec<_>, _>>() {
+        let wanted = self.inner.places_of(keys)?;
+        if wanted.places.len() <= QUICK_READS
+            && let Ok(found) = self.inner.values_in_memory(&wanted)
+        {
             return Ok(found);
         }
-        let (inner, keys) = (Arc::clone(&self.inner), keys.to_vec());
-        blocking(move || keys.iter().map(|key| inner.value_of(key)).collect()).await
+        let inner = Arc::clone(&self.inner);
+        blocking(move || inner.values_at(wanted)).await
     }
 
     async fn apply(&self, batch: Vec<Change>) -> Result<(), StoreError> {
@@ -596,14 +678,15 @@ impl ReplicaStore for JournalStore {
         let mut after = Bytes::copy_from_slice(after);
         // Ends: each turn moves on by a key, or returns.
         loop {
-            let keys = self.inner.keys_after(prefix, &after, max_bytes)?;
-            let Some(last) = keys.last().cloned() else { return Ok(Vec::new()) };
-            let inner = Arc::clone(&self.inner);
-            let read = move || {
-                let value = |key: Bytes| Ok(inner.value_of(&key)?.map(|value| (key, value)));
-                keys.into_iter().map(value).filter_map(Result::transpose).collect()
-            };
-            let page: Vec<_> = blocking(read).await?;
+            let wanted = self.inner.places_after(prefix, &after, max_bytes)?;
+            let Some(last) = wanted.keys.last().cloned() else { return Ok(Vec::new()) };
+            let (inner, keys) = (Arc::clone(&self.inner), wanted.keys.clone());
+            let values = blocking(move || inner.values_at(wanted)).await?;
+            let page: Vec<_> = keys
+                .into_iter()
+                .zip(values)
+                .filter_map(|(key, value)| Some((key, value?)))
+                .collect();
             if !page.is_empty() {
                 return Ok(page);
             }

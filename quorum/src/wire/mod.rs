@@ -301,7 +301,11 @@ impl Ask {
 
 impl Answer {
     pub(crate) fn encode(&self, epoch: u64) -> Bytes {
-        let mut out = BytesMut::with_capacity(128);
+        let body_bytes = match self {
+            Self::Page(page) => page.iter().map(|(key, record)| 6 + key.len() + record.len()).sum(),
+            _ => 0,
+        };
+        let mut out = BytesMut::with_capacity(128 + body_bytes);
         out.put_u8(VERSION);
         out.put_u8(self.kind());
         out.put_u16_le(0);
