@@ -21,6 +21,9 @@ use crate::wire::{Answer, Ask, Space, decode_record, encode_record};
 
 /// How long one page may take to arrive.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How much of the time until a page has arrived counts as work of its source. What is beyond it is
+/// the way of the messages.
+const READING: Duration = Duration::from_millis(10);
 /// States that are handed to the task of the node at once. It answers nobody else while it looks at
 /// them.
 const STATES: usize = 64;
@@ -206,13 +209,12 @@ impl Node {
         space: Space,
     ) -> Result<bool, RebuildError> {
         let mut after = Bytes::new();
-        let page_behind = |after: Bytes| {
-            let ask = Ask::Scan { space, after };
-            self.ask(link, peer, Class::Bulk, scope, ask, PAGE_TIMEOUT)
-        };
-        let mut answer = page_behind(after.clone()).await;
         // Ends: each turn moves on by a key; the last page is empty.
         loop {
+            let ask = Ask::Scan { space, after: after.clone() };
+            let asked = Instant::now();
+            let answer = self.ask(link, peer, Class::Bulk, scope, ask, PAGE_TIMEOUT).await;
+            let reading = asked.elapsed().min(READING);
             let Some(Answer::Page(page)) = answer else { return Ok(false) };
             let Some((last, _)) = page.last() else { return Ok(true) };
             if *last <= after && !after.is_empty() {
@@ -229,14 +231,11 @@ impl Node {
             if !is_copied {
                 return Ok(false);
             }
-            // As long as it took: the processors and the disk that it shares with others, whatever
-            // they can do, are theirs at least half of the time. The next page comes meanwhile.
-            let rested = Instant::now() + began.elapsed();
-            let rest = async {
-                pace.keep(bytes as u64).await;
-                sleep_until(rested).await;
-            };
-            (answer, ()) = tokio::join!(page_behind(after.clone()), rest);
+            // As long as it took, here and at the source: the processors and the disks that they
+            // share with others, whatever they can do, are theirs at least half of the time.
+            let rested = Instant::now() + reading + began.elapsed();
+            pace.keep(bytes as u64).await;
+            sleep_until(rested).await;
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::sleep;
 use voussoir_quorum::store::{Change, StoreError};
+use voussoir_quorum::table::CallError;
 use voussoir_quorum::*;
 
 use super::support::Cluster;
@@ -85,6 +86,48 @@ async fn a_rebuild_rests_for_as_long_as_it_works() {
     assert!(most <= 800, "{most} keys without a rest");
 }
 
+/// A link on which each call takes a while. It notes when they begin, and whom they call.
+struct Slow {
+    link: Arc<dyn Link>,
+    calls: Mutex<Vec<(u64, Instant)>>,
+}
+
+/// How long a page is on its way.
+const CALL: Duration = Duration::from_millis(4);
+
+#[async_trait]
+impl Link for Slow {
+    async fn call(
+        &self,
+        to: u64,
+        class: Class,
+        request: Bytes,
+        deadline: Instant,
+    ) -> Result<Bytes, CallError> {
+        self.calls.lock().unwrap().push((to, Instant::now()));
+        sleep(CALL).await;
+        self.link.call(to, class, request, deadline).await
+    }
+}
+
+/// The second source has nothing new, so nothing is written: it is not asked for one page after the
+/// other.
+#[tokio::test(start_paused = true)]
+async fn the_sources_of_a_rebuild_rest_for_as_long_as_they_work() {
+    let store = Arc::new(Noted::default());
+    let calls = rebuild(5_000, &store).await;
+    for source in [1, 2] {
+        let calls: Vec<Instant> =
+            calls.iter().filter(|(to, _)| *to == source).map(|(_, began)| *began).collect();
+        // Without what it is asked before its pages.
+        let pages = &calls[calls.len() - 12..];
+        let span = pages[pages.len() - 1] - pages[0];
+        let share = (CALL * (pages.len() - 1) as u32).as_secs_f64() / span.as_secs_f64();
+        println!("source {source} works for {share:.2} of the time");
+        assert!(share < 0.6, "source {source}: {share}");
+    }
+}
+
 /// What was not written is merged again: the node is whole when it has all of it.
 #[tokio::test(start_paused = true)]
 async fn a_rebuild_goes_on_when_the_disk_was_full() {
@@ -98,7 +141,8 @@ async fn a_rebuild_goes_on_when_the_disk_was_full() {
 }
 
 /// A node of three is rebuilt on this store, which then has all keys.
-async fn rebuild(keys: usize, store: &Arc<Noted>) {
+/// Returns whom it called for that, and when.
+async fn rebuild(keys: usize, store: &Arc<Noted>) -> Vec<(u64, Instant)> {
     let mut config = NodeConfig::with_replicas(1..=3);
     (config.collect_every, config.repair_every) = (None, None);
     let cluster = Cluster::with_config(&config).await;
@@ -109,7 +153,10 @@ async fn rebuild(keys: usize, store: &Arc<Noted>) {
     let own: Arc<dyn ReplicaStore> = store.clone();
     let node = Node::start_lost(3, own, config).await.unwrap();
     cluster.replace(3, &node);
-    node.rebuild(&cluster.link()).await.unwrap();
+    let slow = Arc::new(Slow { link: cluster.link(), calls: Mutex::default() });
+    let link: Arc<dyn Link> = slow.clone();
+    node.rebuild(&link).await.unwrap();
     assert!(node.is_whole());
     assert_eq!(store.records.scan(b"t", b"", usize::MAX).await.unwrap().len(), keys);
+    std::mem::take(&mut *slow.calls.lock().unwrap())
 }
