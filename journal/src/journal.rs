@@ -90,6 +90,9 @@ pub struct Stats {
     pub segments_unmovable: u64,
     /// Segments that are in use or ready.
     pub segments: usize,
+    /// Bytes of the segments that appends may still begin before the limit of
+    /// [`Config::max_bytes`]. The disk may have fewer.
+    pub room_bytes: u64,
     /// Segment files, with those that wait to be used again.
     pub files: usize,
     /// Extents of logs in full segments: one for each log in each segment that has records of it.
@@ -256,6 +259,7 @@ impl Journal {
     pub fn stats(&self) -> Stats {
         let engine = self.engine();
         let (segments, files) = engine.space.counts();
+        let free = engine.config.max_segments().saturating_sub(engine.space.used());
         let state = engine.state.lock();
         let (counters, prepared) = (&engine.counters, &engine.space.prepared);
         Stats {
@@ -274,6 +278,7 @@ impl Journal {
             bytes_rewritten: counters.bytes_rewritten.load(Ordering::Relaxed),
             segments_unmovable: counters.segments_unmovable.load(Ordering::Relaxed),
             segments,
+            room_bytes: engine.config.segment_bytes * free as u64,
             files,
             extents: engine.space.extents(),
             pending_bytes: state.pending_bytes,

@@ -419,6 +419,11 @@ impl Space {
         (inner.sealed.len() + 1 + inner.spares.len(), inner.files)
     }
 
+    /// How many segments hold something that counts: the one that is written among them.
+    pub(crate) fn used(&self) -> usize {
+        self.inner.lock().sealed.values().filter(|segment| segment.pinned()).count() + 1
+    }
+
     /// How many extents logs have in full segments.
     pub(crate) fn extents(&self) -> u64 {
         self.inner.lock().sealed.values().map(|segment| segment.pins()).sum()
