@@ -2,17 +2,25 @@
 //! keeps until they are there again, and what it cannot repair.
 
 use std::future::ready;
-use std::io::IoSlice;
+use std::io::{Error, IoSlice};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering::SeqCst};
+use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
 
 use bytes::Bytes;
-use voussoir_journal::{Config as JournalConfig, Files, Health, Journal, MemoryFiles, inspect};
+use voussoir_journal::files::crash::Op;
+use voussoir_journal::testing::HookedFiles;
+use voussoir_journal::{
+    Commit, Config as JournalConfig, Files, Health, Journal, MemoryFiles, inspect,
+};
 use voussoir_raft::codec::encode_entry;
 use voussoir_raft::core::Core;
 use voussoir_raft::journal::{Identity, JournalStore};
 use voussoir_raft::testing::conformance;
 use voussoir_raft::{
     Completion, Config, Entry, EntryKind, HardState, LogStore, LogWrite, Restored, Status,
+    StoreError,
 };
 
 const IDENTITY: Identity = Identity { cluster: 1, node: 1, group: 5 };
@@ -264,4 +272,63 @@ async fn a_lost_vote_and_a_repair_that_is_damaged_are_refused() {
     disk.close();
     assert!(flip(&disk.files, &record) > 0);
     assert!(disk.open(false).restore().await.unwrap().is_damaged(), "the vote is lost");
+}
+
+/// The journal of a disk. The counter says how many more reads pass before they are answered by
+/// `read`; all pass while it is negative.
+fn with_reads(
+    disk: &Disk,
+    read: impl Fn(&AtomicI64) -> std::io::Result<()> + Send + Sync + 'static,
+) -> (Journal, Arc<AtomicI64>) {
+    let left = Arc::new(AtomicI64::new(-1));
+    let counter = Arc::clone(&left);
+    let files = HookedFiles::new(Arc::new(disk.files.clone()), move |call| {
+        if call.op != Op::Read {
+            return Ok(());
+        }
+        let one_less = |left| (left > 0).then_some(left - 1);
+        match counter.fetch_update(SeqCst, SeqCst, one_less) {
+            Err(0) => read(&counter),
+            _ => Ok(()),
+        }
+    });
+    (Journal::open_with(Arc::new(files), options()).unwrap(), left)
+}
+
+/// A device that fails to read says nothing about what it holds: it fails at each read of a start,
+/// and is back for the next one.
+#[tokio::test]
+async fn a_read_that_fails_ends_the_start_and_changes_nothing() {
+    for lost in [None, Some(60)] {
+        let expected = (lost.map(|lost| lost - 1).or(Some(100)), lost.map(|_| 100));
+        let found = |restored: Restored| (restored.last(), restored.lost_until());
+        let mut failed = 0;
+        // Ends: a start does so many reads.
+        for at in 0.. {
+            let disk = written().await;
+            if let Some(lost) = lost {
+                flip_entry(&disk.files, &entry(lost, 1));
+            }
+            let (journal, left) = with_reads(&disk, |_| Err(Error::other("the path is down")));
+            let store = JournalStore::open(&journal, IDENTITY).unwrap();
+            let was = journal.log("raft.state", 5).unwrap().end();
+            left.store(at, SeqCst);
+            match store.restore().await {
+                Ok(restored) => assert_eq!(found(restored), expected, "read {at}"),
+                Err(StoreError::Failed(_)) => {
+                    failed += 1;
+                    assert_eq!(journal.log("raft.state", 5).unwrap().end(), was, "read {at}");
+                    assert!(!journal.log("raft.log.5", 1).unwrap().exists(), "read {at}");
+                }
+                Err(error) => panic!("read {at}: {error}"),
+            }
+            if left.swap(-1, SeqCst) > 0 {
+                break;
+            }
+            assert_eq!(found(store.restore().await.unwrap()), expected, "read {at}");
+            drop(store);
+            journal.close().unwrap();
+        }
+        assert!(failed > 2, "{failed} reads failed");
+    }
 }

@@ -52,7 +52,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use voussoir_journal::{Commit, Health, Journal, Log};
+use voussoir_journal::{Commit, Health, Journal, Log, ReadError};
 
 use self::pipeline::Pipeline;
 use self::snapshots::{Adoption, Snapshots};
@@ -133,7 +133,7 @@ pub enum OpenError {
     Journal(#[from] voussoir_journal::Error),
     /// The journal could not read.
     #[error("{0}")]
-    Read(#[from] voussoir_journal::ReadError),
+    Read(#[from] ReadError),
 }
 
 /// Keeps one group in a shared [`Journal`]: entries, vote and snapshots become durable with one
@@ -310,7 +310,7 @@ impl Inner {
         let State { hard_state, snapshot: current, commit, voters, repairing, .. } = stored;
         let meta = match current {
             None => None,
-            Some(current) => match self.snapshots.current_meta(current) {
+            Some(current) => match self.snapshots.current_meta(current)? {
                 Some(meta) => Some(meta),
                 None => return damaged("the snapshot"),
             },
@@ -325,7 +325,7 @@ impl Inner {
             restored
         };
         let Range { start, end } = entries.bounds();
-        let (mut restored, readable) = match load(&entries, covered, begin) {
+        let (mut restored, readable) = match load(&entries, covered, begin)? {
             Ok(loaded) => loaded,
             Err(what) => return damaged(what),
         };
@@ -339,7 +339,7 @@ impl Inner {
             (None, _) if is_whole => return Ok(restored),
             (None, _) => {
                 // Terms never fall along a log, and no entry is of a later one than the node is in.
-                let last = entries.read(end - 1).ok();
+                let last = intact(entries.read(end - 1))?;
                 let last = last.and_then(|record| codec::decode_entry(record).ok());
                 let term = last.map_or(hard_state.term, |entry| entry.term);
                 self.pipeline.begin_repair(readable.clone(), term)?;
@@ -371,36 +371,51 @@ impl Inner {
     }
 }
 
-/// The entries of a log up to the first that cannot be read, and which those are. What is covered
-/// by the snapshot is not needed: where that cannot be read, the log begins behind it.
+/// What was read; `None` where it is damaged.
+///
+/// # Errors
+/// The device failed to read, which says nothing about what it holds: it may be able to later.
+fn intact<T>(read: Result<T, ReadError>) -> Result<Option<T>, StoreError> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(ReadError::Damaged { .. }) => Ok(None),
+        Err(error) => Err(StoreError::Failed(Arc::new(error))),
+    }
+}
+
+/// The entries of a log up to the first that is damaged, and which those are, or why the log is no
+/// log. What is covered by the snapshot is not needed: where that cannot be read, the log begins
+/// behind it.
+///
+/// # Errors
+/// The device failed to read an entry that is needed.
 fn load(
     log: &Log,
     covered: u64,
     begin: impl Fn(u64) -> Restored,
-) -> Result<(Restored, Range<u64>), &'static str> {
+) -> Result<Result<(Restored, Range<u64>), &'static str>, StoreError> {
     let Range { start, end } = log.bounds();
     let (mut first, mut next) = (start, start);
     let mut restored = begin(first);
     while next < end {
-        let records = match log.read_range(next..end, RESTORE_BYTES) {
-            Ok(records) => records,
-            Err(_) if next <= covered => {
-                next += 1;
-                first = next;
-                restored = begin(first);
-                continue;
-            }
-            Err(_) => break,
-        };
+        let read = log.read_range(next..end, RESTORE_BYTES);
+        if read.is_err() && next <= covered {
+            next += 1;
+            first = next;
+            restored = begin(first);
+            continue;
+        }
+        let Some(records) = intact(read)? else { break };
         for record in records {
             let entry = codec::decode_entry(record).ok().filter(|entry| entry.index == next);
-            restored
-                .push(entry.ok_or("an entry cannot be understood")?)
-                .map_err(|_| "the terms fall")?;
+            let Some(entry) = entry else { return Ok(Err("an entry cannot be understood")) };
+            if restored.push(entry).is_err() {
+                return Ok(Err("the terms fall"));
+            }
             next += 1;
         }
     }
-    Ok((restored, first..next))
+    Ok(Ok((restored, first..next)))
 }
 
 #[async_trait]
@@ -466,11 +481,11 @@ fn stopped() -> Cause {
     Arc::new(std::io::Error::other("the runtime stops"))
 }
 
-fn read_failed(error: voussoir_journal::ReadError) -> ReadFailed {
+fn read_failed(error: ReadError) -> ReadFailed {
     match error {
-        voussoir_journal::ReadError::Released { .. } => ReadFailed::Released,
-        voussoir_journal::ReadError::Absent { .. } => ReadFailed::Absent,
-        voussoir_journal::ReadError::Damaged { .. } => ReadFailed::Damaged(error.to_string()),
+        ReadError::Released { .. } => ReadFailed::Released,
+        ReadError::Absent { .. } => ReadFailed::Absent,
+        ReadError::Damaged { .. } => ReadFailed::Damaged(error.to_string()),
         error => ReadFailed::Failed(Arc::new(error)),
     }
 }

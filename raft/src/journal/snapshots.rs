@@ -8,7 +8,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
 use voussoir_journal::{Batch, Commit, Durability, Health, Journal, Log};
 
-use super::{Current, OpenError, blocking, read_failed, stopped, store_error};
+use super::{Current, OpenError, blocking, intact, read_failed, stopped, store_error};
 use crate::codec;
 use crate::store::{
     MAX_CHUNK_BYTES, ReadFailed, SnapshotName, SnapshotReader, SnapshotWriter, StoreError,
@@ -88,12 +88,18 @@ impl Snapshots {
     }
 
     /// What the current snapshot covers; `None` when it is damaged.
-    pub(super) fn current_meta(&self, current: Current) -> Option<SnapshotMeta> {
-        let log = self.log(current.number).ok()?;
-        let whole = log.bounds() == (0..current.chunks + EXTRA_RECORDS);
-        let name = read_name(&log)?;
-        let agrees = current.is(&name.meta) && name.identity == current.identity;
-        (whole && agrees && log.health() == Health::Intact).then_some(name.meta)
+    pub(super) fn current_meta(
+        &self,
+        current: Current,
+    ) -> Result<Option<SnapshotMeta>, StoreError> {
+        let log = self.log(current.number)?;
+        let is_whole = log.bounds() == (0..current.chunks + EXTRA_RECORDS);
+        if !is_whole || log.health() != Health::Intact {
+            return Ok(None);
+        }
+        let agrees =
+            |name: &SnapshotName| current.is(&name.meta) && name.identity == current.identity;
+        Ok(read_name(&log)?.filter(agrees).map(|name| name.meta))
     }
 
     pub(super) async fn stage(this: &Arc<Self>, name: &SnapshotName) -> Result<Writer, StoreError> {
@@ -175,7 +181,7 @@ impl Snapshots {
             bytes: 0,
         };
         let log = this.log(current.number)?;
-        let name = read_name(&log).filter(|name| current.is(&name.meta));
+        let name = read_name(&log)?.filter(|name| current.is(&name.meta));
         reader.name = name.ok_or_else(|| StoreError::Damaged("the snapshot's name".to_owned()))?;
         // Ends that were written before they held the length are shorter.
         let length = read_length(&log, current.chunks);
@@ -193,11 +199,14 @@ impl Snapshots {
     }
 }
 
-fn read_name(log: &Log) -> Option<SnapshotName> {
-    let mut record = log.read(0).ok()?;
-    let identity = record.try_get_u64_le().ok()?;
-    let meta = codec::decode_snapshot(record).ok()?;
-    Some(SnapshotName { meta, identity })
+/// `None` when it is damaged.
+fn read_name(log: &Log) -> Result<Option<SnapshotName>, StoreError> {
+    let named = |mut record: Bytes| {
+        let identity = record.try_get_u64_le().ok()?;
+        let meta = codec::decode_snapshot(record).ok()?;
+        Some(SnapshotName { meta, identity })
+    };
+    Ok(intact(log.read(0))?.and_then(named))
 }
 
 /// The length of all chunks by the record behind them; `None` when it does not say.
