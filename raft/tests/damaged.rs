@@ -332,3 +332,28 @@ async fn a_read_that_fails_ends_the_start_and_changes_nothing() {
         assert!(failed > 2, "{failed} reads failed");
     }
 }
+
+/// The journal belongs to other groups, too.
+#[tokio::test]
+async fn a_repair_without_room_leaves_the_others_theirs() {
+    let disk = written().await;
+    flip_entry(&disk.files, &entry(100, 1));
+    let mut options = options();
+    options.max_bytes = 20 * options.segment_bytes;
+    let journal = Journal::open_with(Arc::new(disk.files.clone()), options).unwrap();
+    let other = journal.log("other", 1).unwrap();
+    let record = vec![7; 3_000];
+    let write = || journal.commit_blocking(Commit::new().append(&other, [&record]));
+    (0..100).for_each(|_| drop(write().unwrap()));
+    let store = JournalStore::open(&journal, IDENTITY).unwrap();
+    for _ in 0..3 {
+        let refused = store.restore().await;
+        let Err(StoreError::Rejected(why)) = refused else { panic!("{refused:?}") };
+        assert!(why.to_string().contains("raise max_bytes"), "{why}");
+        assert!(!journal.log("raft.log.5", 1).unwrap().exists());
+    }
+    (0..20).for_each(|_| drop(write().unwrap()));
+    journal.commit_blocking(Commit::new().delete(&other)).unwrap();
+    let restored = store.restore().await.unwrap();
+    assert_eq!((restored.last(), restored.lost_until()), (Some(99), Some(100)));
+}

@@ -1,6 +1,7 @@
 //! Writes on their way to the journal, in order.
 
 use std::collections::VecDeque;
+use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -135,26 +136,49 @@ impl Pipeline {
         stored.repairing = Some(term);
         let group = stored.identity.group;
         let log = entries_log(&self.journal, group, stored.written_log()).map_err(store_error)?;
-        let commit = |commit| self.journal.commit_blocking(commit).map(drop).map_err(store_error);
         // What an attempt has left that a crash ended.
-        commit(Commit::new().delete(&log))?;
-        commit(Commit::new().release(&log, range.start).durability(Durability::Written))?;
-        // Half of the limit leaves room for what a commit takes around its records.
-        let bytes = usize::try_from(self.journal.max_commit_bytes() / 2).unwrap_or(usize::MAX);
-        let mut next = range.start;
-        while next < range.end {
-            let records = damaged.read_range(next..range.end, bytes.min(BATCH_BYTES));
-            let records = records.map_err(|error| StoreError::Failed(Arc::new(error)))?;
-            next += records.len() as u64;
-            commit(Commit::new().append(&log, records).durability(Durability::Written))?;
+        self.commit(Commit::new().delete(&log))?;
+        if let Err(error) = self.copy(&damaged, range, &log) {
+            // It would take room from everybody on this journal. The next attempt begins anew.
+            let _ = self.commit(Commit::new().delete(&log));
+            return Err(error);
         }
         // Its sync covers the writes before it.
         let begins = Commit::new().append(&self.state, [stored.encode()]);
-        commit(begins.release(&self.state, state_end))?;
+        self.commit(begins.release(&self.state, state_end))?;
         let mut queue = self.queue.lock();
         (queue.first, queue.end) = (log.first(), log.end());
         (queue.entries, queue.damaged) = (log, Some(damaged));
         (queue.stored, queue.state_end) = (stored, state_end + 1);
+        Ok(())
+    }
+
+    fn commit(&self, commit: Commit) -> Result<(), StoreError> {
+        self.journal.commit_blocking(commit).map(drop).map_err(store_error)
+    }
+
+    /// Copies `range` of a log to a new one. Takes at most half of the room that is left: a journal
+    /// that is full halts every group on it.
+    fn copy(&self, from: &Log, range: Range<u64>, to: &Log) -> Result<(), StoreError> {
+        let (bytes, room) = (from.info().bytes, self.journal.stats().room_bytes);
+        if bytes > room / 2 {
+            let why = format!(
+                "the repair of {} takes up to {bytes} bytes beside it, and may take half of the \
+                 {room} that are left: raise max_bytes of the journal, or free space",
+                from.name()
+            );
+            return Err(StoreError::Rejected(Arc::new(io::Error::other(why))));
+        }
+        self.commit(Commit::new().release(to, range.start).durability(Durability::Written))?;
+        // Half of the limit leaves room for what a commit takes around its records.
+        let bytes = usize::try_from(self.journal.max_commit_bytes() / 2).unwrap_or(usize::MAX);
+        let mut next = range.start;
+        while next < range.end {
+            let records = from.read_range(next..range.end, bytes.min(BATCH_BYTES));
+            let records = records.map_err(|error| StoreError::Failed(Arc::new(error)))?;
+            next += records.len() as u64;
+            self.commit(Commit::new().append(to, records).durability(Durability::Written))?;
+        }
         Ok(())
     }
 
