@@ -333,6 +333,73 @@ async fn a_read_that_fails_ends_the_start_and_changes_nothing() {
     }
 }
 
+/// A start that is dropped goes on in its thread: each of its reads is held up while another start
+/// is made, in the same store or in another one.
+#[tokio::test]
+async fn a_start_that_was_dropped_does_not_write_beside_the_next_one() {
+    for (at, is_other) in (0..).flat_map(|at| [(at, false), (at, true)]) {
+        let mut disk = written().await;
+        flip_entry(&disk.files, &entry(60, 1));
+        let (hold, released) = channel::<Sender<()>>();
+        let held = Arc::new(AtomicI64::new(0));
+        let is_held = Arc::clone(&held);
+        let (journal, left) = with_reads(&disk, move |left| {
+            if left.swap(-1, SeqCst) < 0 {
+                return Ok(());
+            }
+            let (release, wait) = channel();
+            hold.send(release).unwrap();
+            is_held.store(1, SeqCst);
+            // Told, or the test is over.
+            let _ = wait.recv();
+            Ok(())
+        });
+        let open = || JournalStore::open(&journal, IDENTITY).unwrap();
+        let first = open();
+        let second = if is_other { open() } else { first.clone() };
+        left.store(at, SeqCst);
+        let start = tokio::spawn(async move { first.restore().await.map(drop) });
+        while held.load(SeqCst) == 0 && !start.is_finished() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        if held.load(SeqCst) == 0 {
+            start.await.unwrap().unwrap();
+            assert!(at > 5, "a start reads {at} times");
+            break;
+        }
+        start.abort();
+        let start = tokio::spawn(async move {
+            let restored = second.restore().await;
+            (second, restored)
+        });
+        // It waits; or it does not, and has time to write.
+        for _ in 0..20 {
+            if !start.is_finished() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        }
+        drop(released.recv().unwrap());
+        let (mut store, mut restored) = start.await.unwrap();
+        if let Err(StoreError::Rejected(_)) = restored {
+            assert!(is_other, "the same store knows");
+            store = open();
+            restored = store.restore().await;
+        }
+        let restored = restored.unwrap();
+        assert_eq!((restored.last(), restored.lost_until()), (Some(59), Some(100)), "read {at}");
+        let hard_state = Some(HardState { term: 2, vote: Some(3) });
+        write(&store, LogWrite { hard_state, ..LogWrite::default() }).await;
+        append(&store, (60..=101).map(|index| entry(index, 1))).await;
+        write(&store, LogWrite { repaired: true, ..LogWrite::default() }).await;
+        drop(store);
+        journal.close().unwrap();
+        drop(journal);
+        let restored = disk.open(false).restore().await.unwrap();
+        assert_eq!((restored.last(), restored.lost_until()), (Some(101), None), "read {at}");
+        assert_eq!(restored.hard_state(), HardState { term: 2, vote: Some(3) }, "read {at}");
+    }
+}
+
 /// The journal belongs to other groups, too.
 #[tokio::test]
 async fn a_repair_without_room_leaves_the_others_theirs() {

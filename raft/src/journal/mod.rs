@@ -294,6 +294,7 @@ impl JournalStore {
 
 impl Inner {
     fn restore(&self) -> Result<Restored, StoreError> {
+        self.pipeline.check_current()?;
         let (entries, before) = (self.pipeline.entries(), self.pipeline.damaged());
         let damaged = |what: &str| {
             tracing::error!(target: "voussoir::raft", log = %entries.name(), what, "damaged");
@@ -425,9 +426,16 @@ impl LogStore for JournalStore {
     }
 
     async fn restore(&self) -> Result<Restored, StoreError> {
+        // A start that was dropped may still be at work on its thread.
+        let turn = self.inner.pipeline.turn().await?;
         self.inner.pipeline.settled().await?;
         let inner = Arc::clone(&self.inner);
-        blocking(move || inner.restore()).await.unwrap_or(Err(StoreError::Abandoned))
+        let restore = move || {
+            let restored = inner.restore();
+            drop(turn);
+            restored
+        };
+        blocking(restore).await.unwrap_or(Err(StoreError::Abandoned))
     }
 
     fn write(&self, write: LogWrite, done: Completion) {

@@ -4,9 +4,10 @@ use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
-use voussoir_journal::{Batch, Commit, Durability, Error, Journal, Log, Rejected};
+use voussoir_journal::{Batch, Commit, Durability, Error, Journal, Lease, Log, Rejected};
 
 use super::state::State;
 use super::{Current, entries_log, store_error};
@@ -17,6 +18,9 @@ use crate::types::Entry;
 /// About how long a batch of entries is, in bytes: long enough to cost nothing beside a sync,
 /// short enough for small segments. One entry may exceed it.
 const BATCH_BYTES: usize = 256 << 10;
+
+/// Between two looks whether another restore of the group has ended.
+const TURN: Duration = Duration::from_millis(10);
 
 /// Orders the writes of one group.
 ///
@@ -125,9 +129,35 @@ impl Pipeline {
         Ok(())
     }
 
+    /// The right to restore the group, in whichever store. Waits for a restore that is under way,
+    /// which goes on when its future is dropped.
+    pub(super) async fn turn(&self) -> Result<Lease, StoreError> {
+        let group = self.queue.lock().stored.identity.group;
+        let name = format!("raft.log.{group}");
+        // Ends: with the restore that is under way, or when the caller drops this.
+        loop {
+            match self.journal.lease(&name) {
+                Err(Error::Leased { .. }) => tokio::time::sleep(TURN).await,
+                taken => return taken.map_err(store_error),
+            }
+        }
+    }
+
+    /// Whether the state is as this store has read or written it. Nothing is under way.
+    ///
+    /// # Errors
+    /// Another store of the group has written to it.
+    pub(super) fn check_current(&self) -> Result<(), StoreError> {
+        if self.state.end() == self.queue.lock().state_end {
+            return Ok(());
+        }
+        let why = "another store of the group has written since this one was opened: open it again";
+        Err(StoreError::Rejected(Arc::new(io::Error::other(why))))
+    }
+
     /// Goes on in a new log, which begins with `range` of the present one. That one stays as it is
     /// until the new one has all of it. No entry that is lost is of a later term than `term`.
-    /// Nothing is under way.
+    /// Nothing is under way, and this is the only restore of the group.
     pub(super) fn begin_repair(&self, range: Range<u64>, term: u64) -> Result<(), StoreError> {
         let (damaged, mut stored, state_end) = {
             let queue = self.queue.lock();
