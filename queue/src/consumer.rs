@@ -611,7 +611,8 @@ impl Consumer {
         membership.is_told = false;
         match membership.group.join(membership.member, &self.config, owned) {
             Ok(member) => membership.member = Some(member),
-            Err(GroupRejected::UnknownMember) => membership.member = None,
+            // It was removed, or replaced, while it awaited its commit.
+            Err(GroupRejected::UnknownMember) => self.lose_all(),
             Err(GroupRejected::TooManyMembers) => {
                 membership.member = None;
                 let limit = self.queue.shared.config.max_members;

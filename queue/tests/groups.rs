@@ -590,3 +590,36 @@ async fn a_rebalance_fences_no_member_that_keeps_its_partitions() {
     let _ = support::poll(&mut Box::pin(third.poll(SECOND)));
     assert!(!first.still_holds(SECOND).await, "the group went on without it");
 }
+
+fn poll_once<F: Future>(future: std::pin::Pin<&mut F>) -> std::task::Poll<F::Output> {
+    future.poll(&mut std::task::Context::from_waker(std::task::Waker::noop()))
+}
+
+/// It awaits the commit before it gives a partition up, and meanwhile another one takes its name.
+#[tokio::test(start_paused = true)]
+async fn a_static_member_that_is_replaced_while_it_commits_is_told() {
+    let queue = open();
+    let t = topic(&queue, "t", 2).await;
+    fill(&queue, &t, 3).await;
+    let config = member(Assignor::CooperativeSticky, Guarantee::AtLeastOnce);
+    let mut named = config.clone();
+    named.instance = Some("a".to_owned());
+    let mut old = queue.consumer(named.clone()).expect("a consumer");
+    let mut read = 0;
+    while read < 6 {
+        read += old.poll(SECOND).await.expect("a poll").records.len();
+    }
+    let mut other = queue.consumer(config).expect("a consumer");
+    assert!(poll_once(std::pin::pin!(other.poll(SECOND))).is_pending(), "it joins");
+    let mut new = queue.consumer(named).expect("a consumer");
+    {
+        let mut polled = std::pin::pin!(old.poll(SECOND));
+        assert!(poll_once(polled.as_mut()).is_pending(), "it commits");
+        assert!(poll_once(std::pin::pin!(new.poll(SECOND))).is_pending(), "it takes the place");
+        let error = polled.await.expect_err("it has been replaced");
+        assert_eq!(error, ConsumeError::Replaced { instance: "a".to_owned() });
+    }
+    settle(&mut [&mut new, &mut other]).await;
+    assert_eq!((owned(&new).len(), owned(&other).len()), (1, 1));
+    assert!(owned(&old).is_empty());
+}
