@@ -208,6 +208,11 @@ impl Gather {
     /// A commit has been answered: the next ones go.
     fn ended(self: &Arc<Self>, inner: &mut Inner, is_small: bool, later: &mut Later) {
         inner.in_flight -= usize::from(is_small);
+        self.go_on(inner, later);
+    }
+
+    /// Hands in what is stalled, and what waits as far as it may.
+    fn go_on(self: &Arc<Self>, inner: &mut Inner, later: &mut Later) {
         self.hand_in(inner, later);
         // Ends: each round takes writes off.
         while inner.in_flight < COMMITS && !inner.waiting.is_empty() {
@@ -300,7 +305,8 @@ impl Line {
             match refused {
                 Some((entry, error)) => {
                     inner.refused(entry, &error, &mut later);
-                    gather.hand_in(&mut inner, &mut later);
+                    // The journal may reject each of its writes on the spot, and no answer comes.
+                    gather.go_on(&mut inner, &mut later);
                 }
                 None => gather.ended(&mut inner, is_small, &mut later),
             }
@@ -523,5 +529,41 @@ mod tests {
             assert!(matches!(of_x, Some(Err(StoreError::Busy { .. }))), "{answers:?}");
             drop((line, filled));
         }
+    }
+
+    /// What waits behind a commit of which each write is rejected is told, too: nobody else would
+    /// hand it in.
+    #[test]
+    fn what_waits_behind_a_line_that_is_rejected_is_told() {
+        let setup = Setup::with_pending(100 << 10);
+        let partitions = setup.partitions::<7>();
+        let write = |at: usize, name| setup.write(&partitions[at], name, 1, None);
+        write(0, "a");
+        write(1, "b");
+        write(2, "c");
+        write(3, "d");
+        // Others wait for room, too.
+        let log = setup.journal.log("other", 1).expect("a log");
+        let fill = || setup.journal.commit(Commit::new().append(&log, [vec![1; 90 << 10]]));
+        let line: Vec<_> = (0..6).map(|_| fill()).collect();
+        let mut now = 0;
+        let is_lined_up = || {
+            let inner = setup.store.gather().inner.lock();
+            inner.is_lined_up && inner.in_flight == 1
+        };
+        // Ends: the first two are written, and the next ones, together, find no room.
+        while !is_lined_up() {
+            assert_ne!(setup.journal.work(now), Work::Idle, "they are never in line");
+            now += 1;
+        }
+        write(4, "e");
+        write(5, "f");
+        write(6, "g");
+        assert_eq!(setup.store.gather().inner.lock().waiting.len(), 2, "f and g");
+        setup.journal.close().expect("it closes");
+        drop(line);
+        let mut told: Vec<_> = setup.answers.try_iter().map(|(name, _)| name).collect();
+        told.sort_unstable();
+        assert_eq!(told, ["a", "b", "c", "d", "e", "f", "g"]);
     }
 }
