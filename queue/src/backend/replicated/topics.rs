@@ -1,9 +1,11 @@
 //! The topics of the table as a node shows them, and its parts of their partitions.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 use voussoir_raft::journal::JournalStore;
 
@@ -21,6 +23,9 @@ use crate::raft::ReplicatedPartition;
 
 /// Before a partition is started, or deleted, again after that failed.
 const RETRY: Duration = Duration::from_secs(1);
+/// Partitions that are deleted beside each other: their deletions share syncs, and nothing else is
+/// started or deleted before the last one.
+const DELETED_AT_ONCE: usize = 100;
 
 /// A topic, as this node knows it.
 #[derive(Clone, Debug)]
@@ -48,19 +53,16 @@ pub(super) async fn follow(cluster: Weak<Cluster>, reader: Partition) {
     let mut is_behind = true;
     loop {
         let Some(here) = cluster.upgrade() else { return };
-        match here.read_table(&mut table, &mut at) {
-            Ok(has_changed) => is_behind |= has_changed,
-            Err(error) => {
-                drop(here);
-                tracing::error!(target: "voussoir::queue", %error, "the table cannot be read");
-                sleep_until(Instant::now() + RETRY).await;
-                continue;
-            }
+        if let Err(error) = here.read_table(&mut table, &mut at, &mut is_behind) {
+            drop(here);
+            tracing::error!(target: "voussoir::queue", %error, "the table cannot be read");
+            sleep_until(Instant::now() + RETRY).await;
+            continue;
         }
         if is_behind {
             here.show(&table);
-            let is_deleted = here.delete_rest(&table).await;
-            is_behind = !here.start_parts().await || !is_deleted;
+            let is_whole = here.start_parts().await;
+            is_behind = !here.delete_rest(&table).await || !is_whole;
         }
         let wait = reader.wait_for(at);
         here.followed.send_replace(at);
@@ -76,16 +78,21 @@ pub(super) async fn follow(cluster: Weak<Cluster>, reader: Partition) {
 }
 
 impl Cluster {
-    /// Reads the table on from `at` to its end. Returns whether topics may have changed.
-    fn read_table(&self, table: &mut Table, at: &mut u64) -> Result<bool, String> {
+    /// Reads the table on from `at` to its end. Sets `has_changed` where topics may have changed,
+    /// also when it fails behind that.
+    fn read_table(
+        &self,
+        table: &mut Table,
+        at: &mut u64,
+        has_changed: &mut bool,
+    ) -> Result<(), String> {
         let reader = self.table.reader();
-        let mut has_changed = false;
         // Ends: each round reads a batch, or leaves.
         while *at < reader.offsets().end {
             let fetched = match reader.fetch(*at, 1 << 20) {
                 // What is live was written again behind it, and what is not there is gone.
                 Err(FetchError::OutOfRange { start, .. }) if start > *at => {
-                    (*table, *at, has_changed) = (Table::new(start), start, true);
+                    (*table, *at, *has_changed) = (Table::new(start), start, true);
                     continue;
                 }
                 fetched => fetched.map_err(|error| error.to_string())?,
@@ -93,12 +100,12 @@ impl Cluster {
             for record in fetched.records(MAX_UNPACKED_BYTES) {
                 let record = record.map_err(|error| error.to_string())?;
                 let change = Change::decode(record.value.unwrap_or_default())?;
-                has_changed |= matches!(change.key, Key::Topic(_));
+                *has_changed |= matches!(change.key, Key::Topic(_));
                 table.apply(change);
             }
             *at = fetched.next_offset;
         }
-        Ok(has_changed)
+        Ok(())
     }
 
     /// Shows the topics of the table, and no others.
@@ -128,17 +135,33 @@ impl Cluster {
             let number = number.and_then(|number| u32::try_from(number).ok());
             number.is_some_and(|number| numbers.contains(&number) && !table.has_partition(number))
         };
-        for group in self.node.groups().into_iter().filter(is_gone) {
-            self.node.stop_group(group).await;
-        }
-        let mut is_done = true;
-        for group in JournalStore::groups(&self.journal).into_iter().filter(is_gone) {
-            if let Err(error) = JournalStore::delete(&self.journal, group).await {
-                is_done = false;
-                tracing::error!(target: "voussoir::queue", group, %error, "not deleted");
+        let groups = self.node.groups().into_iter().chain(JournalStore::groups(&self.journal));
+        let groups: BTreeSet<u64> = groups.filter(is_gone).collect();
+        let mut groups = groups.into_iter();
+        let (mut deleting, mut is_done) = (JoinSet::new(), true);
+        // Ends: each round takes a group, or sees one off.
+        loop {
+            while deleting.len() < DELETED_AT_ONCE
+                && let Some(group) = groups.next()
+            {
+                let (node, journal) = (self.node.clone(), self.journal.clone());
+                deleting.spawn(async move {
+                    node.stop_group(group).await;
+                    let deleted = JournalStore::delete(&journal, group).await;
+                    deleted.map_err(|error| (group, error.to_string()))
+                });
+            }
+            match deleting.join_next().await {
+                None => return is_done,
+                Some(Ok(Ok(()))) => {}
+                Some(Ok(Err((group, error)))) => {
+                    is_done = false;
+                    tracing::error!(target: "voussoir::queue", group, %error, "not deleted");
+                }
+                // The runtime stops.
+                Some(Err(_)) => is_done = false,
             }
         }
-        is_done
     }
 
     /// Starts the parts that have not started. Returns whether all have then.
