@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use nodes::{Cluster, MS, NODES};
 use tokio::time::{Instant, sleep};
+use voussoir_net::memory::Faults;
 use voussoir_queue::backend::{
     Backend, BackendError, Consumer, Delivery, Need, Producer, Received, Subscription,
 };
 use voussoir_queue::testing::conformance;
-use voussoir_queue::{Murmur2, Outcome, Partitioner, Record, Retention};
+use voussoir_queue::{Murmur2, Outcome, Partitioner, Record, Retention, Start};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -474,4 +475,69 @@ async fn a_node_that_has_missed_a_deletion_deletes_the_topic_all_the_same() {
         sleep(100 * MS).await;
     }
     assert!(cluster.queue(away).partition("t", 0).is_none());
+}
+
+/// A group that begins at the end begins there in many partitions, over slow links.
+#[tokio::test(start_paused = true)]
+async fn a_group_begins_at_the_end_of_many_partitions_over_slow_links() {
+    let cluster = Cluster::new(12, 30 * SECOND).await;
+    let leader = cluster.settled().await;
+    let other = NODES.into_iter().find(|id| *id != leader).expect("another one");
+    let queue = cluster.queue(other);
+    queue.create_topic("t", 24).await.expect("a topic");
+    let producer = queue.producer().await.expect("a producer");
+    send(&producer, "t", 0..100).await;
+    cluster.network.set_all_faults(Faults::delay(60 * MS, 60 * MS));
+    let mut subscription = Subscription::new("g", ["t"]);
+    subscription.start = Start::Latest;
+    let mut member = queue.consumer(subscription).await.expect("a member");
+    let until = Instant::now() + 10 * SECOND;
+    while Instant::now() < until {
+        match member.poll(100 * MS).await {
+            Ok(came) => assert_eq!(came, [], "it begins at the end"),
+            Err(error) => assert!(error.is_retryable(), "{error}"),
+        }
+    }
+    send(&producer, "t", 100..200).await;
+    let mut came: Vec<usize> =
+        values(&read(&mut member, 100).await).iter().map(|value| value.parse().unwrap()).collect();
+    came.sort_unstable();
+    assert_eq!(came, (100..200).collect::<Vec<_>>());
+}
+
+/// A partition that nobody leads keeps no group from the others.
+#[tokio::test(start_paused = true)]
+async fn a_group_begins_beside_a_partition_that_nobody_leads() {
+    let cluster = Cluster::new(13, 5 * SECOND).await;
+    let queue = cluster.queue(1);
+    queue.create_topic("t", 2).await.expect("a topic");
+    let producer = queue.producer().await.expect("a producer");
+    let [lost, well] = keys();
+    for key in [&lost, &well] {
+        producer.send_one("t", Record::new("old").key(key.clone())).await.expect("it is stored");
+    }
+    let group = {
+        let part = queue.partition("t", 0).expect("it has started");
+        part.raft().status().borrow().group
+    };
+    for id in [2, 3] {
+        cluster.running[&id].node.stop_group(group).await;
+    }
+    let mut subscription = Subscription::new("g", ["t"]);
+    subscription.start = Start::Latest;
+    let mut member = queue.consumer(subscription).await.expect("a member");
+    let until = Instant::now() + 5 * SECOND;
+    while Instant::now() < until {
+        if let Ok(came) = member.poll(100 * MS).await {
+            assert_eq!(came, [], "it begins at the end");
+        }
+    }
+    // It goes on, and is never without the right to read.
+    for number in 0..50 {
+        let value = number.to_string();
+        producer.send_one("t", Record::new(value.clone()).key(well.clone())).await.expect("stored");
+        let came = member.poll(500 * MS).await.expect("it may read");
+        assert_eq!(values(&came), [value]);
+        sleep(100 * MS).await;
+    }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::runtime::Handle;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, timeout_at};
 
 use super::wire::{Beat, Member, Place as Placed, Request, Response};
@@ -25,6 +25,11 @@ use crate::error::{FetchError, Outcome};
 
 /// From one request of a member to the next, while a rebalance is under way.
 const JOINING: Duration = Duration::from_millis(50);
+/// How long a member waits for the ends of partitions that its group is to begin at: it may read
+/// what it has for [`READ_LEASE`], and asks again meanwhile.
+const BEGIN: Duration = Duration::from_millis(500);
+/// Partitions whose beginnings one request stores: less than the table takes at once.
+const BEGUN_AT_ONCE: usize = 500;
 /// Bytes of batches that are read from a partition at once.
 const FETCH_BYTES: usize = 1 << 20;
 
@@ -117,7 +122,9 @@ impl ReplicatedConsumer {
         }
         let cluster = Arc::clone(&self.cluster);
         let group = self.subscription.group.clone();
-        let asked = tokio::spawn(async move { beat(&cluster, &request, group, &ends).await });
+        let patience = BEGIN.min(self.session() / 4);
+        let asked =
+            tokio::spawn(async move { beat(&cluster, &request, group, &ends, patience).await });
         self.asking = Some((now, asked));
     }
 
@@ -135,9 +142,10 @@ impl ReplicatedConsumer {
                     return Ok(self.let_go(generation, &partitions));
                 }
                 self.reads_until = Some(may_read);
-                self.next_beat = now + beat_after(self.session());
                 self.owned = None;
-                self.adopt(generation, &partitions);
+                if self.adopt(generation, &partitions) {
+                    self.next_beat = now + beat_after(self.session());
+                }
             }
             Response::Waiting { member } => {
                 let is_new = self.member != member;
@@ -195,8 +203,9 @@ impl ReplicatedConsumer {
         self.held.retain(|place, _| !going.contains(place));
     }
 
-    /// Reads what it was given, from where the group stands.
-    fn adopt(&mut self, generation: u32, partitions: &[(u32, Option<u64>)]) {
+    /// Reads what it was given, from where the group stands. Returns whether the group has begun in
+    /// all of it.
+    fn adopt(&mut self, generation: u32, partitions: &[(u32, Option<u64>)]) -> bool {
         let is_over = std::mem::take(&mut self.is_over);
         let given: BTreeSet<u32> = partitions.iter().map(|(number, _)| *number).collect();
         // Never from a position of an earlier membership: another member may have gone on since.
@@ -207,14 +216,24 @@ impl ReplicatedConsumer {
         self.going.clear();
         self.generation = generation;
         let kept: BTreeSet<u32> = self.held.values().map(|held| held.cursor.number).collect();
+        let mut has_begun = true;
         for (number, stored) in partitions.iter().filter(|(number, _)| !kept.contains(number)) {
             // What this node does not know yet is given again with the next answer.
             let Some((place, part)) = self.cluster.part(*number) else { continue };
             let reader = part.reader().clone();
-            let at = stored.unwrap_or_else(|| reader.offsets().start);
+            let at = match (stored, self.subscription.start) {
+                (Some(stored), _) => *stored,
+                // Its end could not be asked for, or is of a topic that has just been created.
+                (None, Start::Latest) => {
+                    has_begun = false;
+                    continue;
+                }
+                (None, _) => reader.offsets().start,
+            };
             let cursor = Cursor::new(*number, reader, at);
             self.held.insert(place, Held { cursor, committed: at });
         }
+        has_begun
     }
 
     /// Forgets partitions of topics that were deleted: nobody else is given those.
@@ -430,35 +449,54 @@ impl ReplicatedConsumer {
 }
 
 /// Asks the coordinator. In the partitions of `ends` for which the group has stored nothing it
-/// begins where they end, and stores that: whoever is given one next passes over nothing.
-async fn beat(cluster: &Cluster, request: &Request, group: String, ends: &BTreeSet<u32>) -> Heard {
-    let deadline = Instant::now() + ATTEMPT;
-    let mut response = cluster.ask_table(request, deadline).await?;
-    if let Response::Place(place) = &mut response
-        && !place.must_join
-    {
-        let mut offsets = Vec::new();
-        for (number, stored) in &mut place.partitions {
-            if stored.is_none()
-                && ends.contains(number)
-                && let Some((_, part)) = cluster.part(*number)
-            {
-                let synced = part.sync(deadline).await;
-                synced.map_err(|error| BackendError::Unavailable { why: error.to_string() })?;
-                let end = part.reader().offsets().end;
-                *stored = Some(end);
-                offsets.push((*number, end));
-            }
-        }
-        if !offsets.is_empty() {
-            let commit = Request::Commit { group, generation: place.generation, offsets };
-            if cluster.ask_table(&commit, deadline).await? != Response::Done {
-                let why = "the group has gone on to another generation".to_owned();
-                return Err(BackendError::Unavailable { why });
-            }
+/// begins where they end, and stores that: whoever is given one next passes over nothing. Those
+/// whose ends are not known within `patience` are left for the next time.
+async fn beat(
+    cluster: &Cluster,
+    request: &Request,
+    group: String,
+    ends: &BTreeSet<u32>,
+    patience: Duration,
+) -> Heard {
+    let mut response = cluster.ask_table(request, Instant::now() + ATTEMPT).await?;
+    let Response::Place(place) = &mut response else { return Ok(response) };
+    if place.must_join {
+        return Ok(response);
+    }
+    let new = place.partitions.iter().filter(|(_, stored)| stored.is_none());
+    let new = new.map(|(number, _)| *number).filter(|number| ends.contains(number));
+    let found = find_ends(cluster, new, patience).await;
+    let begun: Vec<(u32, u64)> = found.iter().map(|(number, end)| (*number, *end)).collect();
+    for begun in begun.chunks(BEGUN_AT_ONCE) {
+        let (group, offsets) = (group.clone(), begun.to_vec());
+        let commit = Request::Commit { group, generation: place.generation, offsets };
+        if cluster.ask_table(&commit, Instant::now() + ATTEMPT).await? != Response::Done {
+            let why = "the group has gone on to another generation".to_owned();
+            return Err(BackendError::Unavailable { why });
         }
     }
+    for (number, stored) in &mut place.partitions {
+        *stored = stored.or_else(|| found.get(number).copied());
+    }
     Ok(response)
+}
+
+/// Asks all of these partitions at once where they end. Returns those that have answered in time.
+async fn find_ends(
+    cluster: &Cluster,
+    numbers: impl Iterator<Item = u32>,
+    patience: Duration,
+) -> BTreeMap<u32, u64> {
+    let until = Instant::now() + patience;
+    let mut asked = JoinSet::new();
+    for number in numbers {
+        let Some((_, part)) = cluster.part(number) else { continue };
+        asked.spawn(async move {
+            let synced = part.sync(until).await;
+            synced.is_ok().then(|| (number, part.reader().offsets().end))
+        });
+    }
+    asked.join_all().await.into_iter().flatten().collect()
 }
 
 #[async_trait]
