@@ -405,8 +405,9 @@ pub enum CommitError {
         /// The group's generation.
         current: u32,
     },
-    /// A reader that is no member commits offsets of a group that has members. Nothing happened.
-    #[error("group {group:?} has members, which alone commit its offsets")]
+    /// The group has members: they alone commit its offsets, and it is not deleted before they have
+    /// left. Nothing happened.
+    #[error("group {group:?} has members: they alone commit its offsets, and it is not deleted")]
     GroupActive {
         /// The group.
         group: String,

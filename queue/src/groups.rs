@@ -9,17 +9,112 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use crate::config::ConsumerConfig;
-use crate::core::entry::{Change, Key, Value};
 use crate::core::group::{
     Coordinator, GroupRejected, Input, MemberId, Output, Place, Standing, Times,
 };
-use crate::core::table::View;
-use crate::error::{ConsumeError, StoreError};
-use crate::queue::{Queue, SMALL_BYTES};
+use crate::core::table::{Table, View};
+use crate::error::{CommitError, ConsumeError, StoreError};
+use crate::queue::{Queue, SMALL_BYTES, gone};
+
+/// The most bytes of changes by which one commit deletes a group.
+const DELETED_BYTES: usize = 64 << 10;
+
+/// The time of day, in ms since the UNIX epoch.
+pub(crate) fn now_ms() -> u64 {
+    crate::work::time_of_day() / 1_000_000
+}
+
+/// How far the deletion of a group has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Deleted {
+    /// It stays: it is used, or was lately.
+    Kept,
+    /// Some of its offsets.
+    Partly,
+    Wholly,
+}
+
+impl Queue {
+    /// Deletes a group, durably: all that it has stored, in every topic. One of the same name
+    /// begins anew, and what a member of the old one commits late is rejected. Nothing happens
+    /// where there is no such group.
+    ///
+    /// # Errors
+    /// [`CommitError::GroupActive`] while it has members; [`CommitError::Store`]. Of a group with
+    /// thousands of offsets some may be deleted then.
+    ///
+    /// # Cancel safety
+    /// The group may be deleted all the same, or a part of its offsets: delete it again.
+    pub async fn delete_group(&self, name: &str) -> Result<(), CommitError> {
+        // Ends: each round deletes something.
+        while self.delete_part(name, None).await? == Deleted::Partly {}
+        Ok(())
+    }
+
+    /// Deletes, as [`delete_group`](Self::delete_group), the groups without members that nobody has
+    /// used for `unused_for`: no member has come or gone, and no offset was stored. What is used is
+    /// known to an hour. Call it from time to time, at least once in that time (Kafka's brokers do
+    /// it by themselves, after 7 days): it notes which groups have members. Returns the names of
+    /// those that are gone.
+    ///
+    /// # Errors
+    /// [`CommitError::Store`]; some may be deleted then.
+    ///
+    /// # Cancel safety
+    /// What was done stays done; the next call does the rest.
+    pub async fn expire_groups(&self, unused_for: Duration) -> Result<Vec<String>, CommitError> {
+        let unused_ms = u64::try_from(unused_for.as_millis()).unwrap_or(u64::MAX);
+        let mut gone = Vec::new();
+        for name in self.shared.writer.read(Table::groups) {
+            // Ends: each round deletes something, or leaves.
+            let deleted = loop {
+                match self.delete_part(&name, Some(unused_ms)).await? {
+                    Deleted::Partly => {}
+                    deleted => break deleted,
+                }
+            };
+            if deleted == Deleted::Wholly {
+                gone.push(name);
+            }
+        }
+        Ok(gone)
+    }
+
+    /// Deletes a part of a group: of any, or of one that is unused for so many ms.
+    async fn delete_part(
+        &self,
+        name: &str,
+        unused_ms: Option<u64>,
+    ) -> Result<Deleted, CommitError> {
+        self.shared.groups.expire_members(name);
+        let (answer, answered) = oneshot::channel();
+        let (shared, group) = (Arc::clone(&self.shared), name.to_owned());
+        let bytes = self.shared.writer.max_item_bytes().min(DELETED_BYTES + SMALL_BYTES);
+        let plan = move |view: View<'_>| {
+            let now = now_ms();
+            let is_unused = unused_ms.map(|unused| view.is_unused(&group, now, unused));
+            let has_members = shared.groups.has_members(&group);
+            match (has_members, is_unused) {
+                (true, None) => Err(CommitError::GroupActive { group }),
+                (true, Some(_)) | (false, Some(None)) => {
+                    Ok((view.use_group(&group, now).into_iter().collect(), Deleted::Kept))
+                }
+                (false, Some(Some(false))) => Ok((Vec::new(), Deleted::Kept)),
+                (false, None | Some(Some(true))) => {
+                    let (changes, is_whole) = view.delete_group(&group, bytes - SMALL_BYTES);
+                    let deleted = if is_whole { Deleted::Wholly } else { Deleted::Partly };
+                    Ok((changes, deleted))
+                }
+            }
+        };
+        self.shared.writer.change(bytes, plan, |result| drop(answer.send(result)));
+        answered.await.map_err(|_| gone())?
+    }
+}
 
 /// Groups by name, as long as a consumer holds them.
 pub(crate) struct Groups {
@@ -52,6 +147,14 @@ impl Groups {
     pub(crate) fn has_members(&self, name: &str) -> bool {
         let group = self.by_name.lock().get(name).and_then(Weak::upgrade);
         group.is_some_and(|group| !group.inner.lock().coordinator.is_empty())
+    }
+
+    /// Removes the members of a group that have been silent for too long.
+    fn expire_members(&self, name: &str) {
+        let group = self.by_name.lock().get(name).and_then(Weak::upgrade);
+        if let Some(group) = group {
+            let _ = group.step(Input::Tick);
+        }
     }
 
     /// Lets members look again.
@@ -133,13 +236,10 @@ impl Group {
 
     /// Makes the next generation durable. Commits of the one before are rejected from then on.
     fn persist(self: &Arc<Self>, ticket: u64) {
-        let key = Key::Group(self.name.to_string());
-        let plan = move |view: View<'_>| {
-            let generation = view.get(&key).and_then(|value| u32::read(value)).unwrap_or(0);
-            let Some(generation) = generation.checked_add(1) else {
-                return Err(StoreError::Rejected { why: "no generations are left".to_owned() });
-            };
-            Ok((vec![Change::put(key, &generation)], generation))
+        let name = Arc::clone(&self.name);
+        let plan = move |view: View<'_>| match view.next_generation(&name, now_ms()) {
+            Some((change, generation)) => Ok((vec![change], generation)),
+            None => Err(StoreError::Rejected { why: "no generations are left".to_owned() }),
         };
         let group = Arc::clone(self);
         let end = move |result: Result<u32, StoreError>| {

@@ -182,7 +182,7 @@ impl Queue {
 
     /// The most bytes of a [`Transaction`](crate::Transaction): half of the journal's largest
     /// commit, of which each record takes its own and up to 48, each batch about 190, and each
-    /// offset 300.
+    /// offset and each group 300.
     pub fn max_transaction_bytes(&self) -> usize {
         self.shared.writer.max_item_bytes()
     }

@@ -17,7 +17,7 @@ use crate::core::entry::{Change, Key, TransactionalEntry, Value};
 use crate::core::table::View;
 use crate::error::{CommitError, TopicError};
 use crate::format::{Batch, BatchBuilder, FormatError, HEADER_BYTES, Record};
-use crate::groups::Groups;
+use crate::groups::{Groups, now_ms};
 use crate::partition::Appended;
 use crate::producer::stamp;
 use crate::queue::{Queue, SMALL_BYTES, Topic, TopicPartition, counters, gone};
@@ -206,7 +206,8 @@ impl<'a> Transaction<'a> {
     }
 
     pub(crate) fn push_offsets(&mut self, offsets: GroupOffsets) -> Result<(), CommitError> {
-        self.reserve(OFFSET_BYTES * offsets.offsets.len())?;
+        // And the group.
+        self.reserve(OFFSET_BYTES * (offsets.offsets.len() + 1))?;
         self.offsets.push(offsets);
         Ok(())
     }
@@ -296,8 +297,7 @@ pub(crate) fn plan_offsets(
     offsets: &GroupOffsets,
 ) -> Result<Vec<Change>, CommitError> {
     let group = offsets.group.to_string();
-    let current = view.get(&Key::Group(group.clone())).and_then(|value| u32::read(value));
-    let current = current.unwrap_or(0);
+    let current = view.group(&group).generation;
     match offsets.generation {
         None if groups.has_members(&group) => return Err(CommitError::GroupActive { group }),
         Some(generation) if generation != current => {
@@ -307,7 +307,8 @@ pub(crate) fn plan_offsets(
     }
     let change =
         |(number, offset): &(u32, u64)| Change::put(Key::Offset(group.clone(), *number), offset);
-    Ok(offsets.offsets.iter().map(change).collect())
+    let used = view.use_group(&group, now_ms());
+    Ok(offsets.offsets.iter().map(change).chain(used).collect())
 }
 
 impl fmt::Debug for TransactionalProducer {

@@ -43,10 +43,11 @@ enum Defect {
     ReturnsTooMany,
     BeginsAgain,
     HearsOnlyWhileItWaits,
+    KeepsGroups,
 }
 
 /// Which check finds it. Others may, too.
-const FOUND_BY: [(Defect, &str); 14] = [
+const FOUND_BY: [(Defect, &str); 15] = [
     (Defect::CommitsNothing, "commits_hold"),
     (Defect::CommitsByPolling, "uncommitted_records_come_again"),
     (Defect::SendsTwice, "positions_rise"),
@@ -61,6 +62,7 @@ const FOUND_BY: [(Defect, &str); 14] = [
     (Defect::ReturnsTooMany, "members_share"),
     (Defect::BeginsAgain, "a_group_begins_once"),
     (Defect::HearsOnlyWhileItWaits, "a_poll_need_not_wait"),
+    (Defect::KeepsGroups, "deleted_groups"),
 ];
 
 /// The embedded queue with a defect.
@@ -113,6 +115,10 @@ impl Backend for Faulty {
         let inner = self.0.consumer(subscription).await?;
         let producer = self.0.producer().await?;
         Ok(Box::new(FaultyConsumer { inner, producer, defect: self.1 }))
+    }
+
+    async fn delete_group(&self, group: &str) -> Result<(), BackendError> {
+        if self.1 == Defect::KeepsGroups { Ok(()) } else { self.0.delete_group(group).await }
     }
 }
 

@@ -623,3 +623,58 @@ async fn a_static_member_that_is_replaced_while_it_commits_is_told() {
     assert_eq!((owned(&new).len(), owned(&other).len()), (1, 1));
     assert!(owned(&old).is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_deleted_group_begins_anew_and_takes_no_late_commit() {
+    let queue = open();
+    let t = topic(&queue, "t", 2).await;
+    fill(&queue, &t, 3).await;
+    let config = member(Assignor::Range, Guarantee::Manual);
+    let mut late = queue.consumer(config.clone()).expect("a consumer");
+    assert_eq!(settle(&mut [&mut late]).await.concat().len(), 6);
+    late.commit().await.expect("it is a member");
+    let refused = queue.delete_group("g").await;
+    assert_eq!(refused, Err(CommitError::GroupActive { group: "g".to_owned() }));
+    // It is silent for longer than its session.
+    tokio::time::advance(11 * SECOND).await;
+    queue.delete_group("g").await.expect("it has no member");
+    queue.delete_group("g").await.expect("there is no such group");
+    assert_eq!((queue.groups(), queue.lag("g")), (Vec::new(), Vec::new()));
+    let mut new = queue.consumer(config).expect("a consumer");
+    assert_eq!(settle(&mut [&mut new]).await.concat().len(), 6, "it begins anew");
+    assert!(new.generation() > late.generation(), "{} again", new.generation());
+    let error = late.commit().await.expect_err("its group is gone");
+    assert!(matches!(error, CommitError::StaleGeneration { .. }), "{error}");
+    assert_eq!(queue.lag("g"), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn groups_that_nobody_uses_expire() {
+    let queue = open();
+    let t = topic(&queue, "t", 2).await;
+    fill(&queue, &t, 3).await;
+    let mut members = Vec::new();
+    for group in ["left", "used"] {
+        let mut config = member(Assignor::Range, Guarantee::Manual);
+        config.group = Some(group.to_owned());
+        let mut consumer = queue.consumer(config).expect("a consumer");
+        settle(&mut [&mut consumer]).await;
+        consumer.commit().await.expect("it is a member");
+        members.push(consumer);
+    }
+    // One that never has members.
+    let mut config = ConsumerConfig::default();
+    config.group = Some("reader".to_owned());
+    let mut reader = queue.consumer(config).expect("a consumer");
+    let place = TopicPartition::new("t", 0);
+    reader.assign(std::slice::from_ref(&place)).expect("it exists");
+    reader.commit_to(&[(place, 2)]).await.expect("the group is empty");
+    drop(members.remove(0));
+    let day = 86_400 * SECOND;
+    assert_eq!(queue.expire_groups(day).await, Ok(Vec::new()), "they were used lately");
+    assert_eq!(queue.groups(), ["left", "reader", "used"]);
+    let gone = queue.expire_groups(Duration::ZERO).await.expect("it is written");
+    assert_eq!(gone, ["left", "reader"]);
+    assert_eq!(queue.groups(), ["used"]);
+    members[0].commit().await.expect("it is a member");
+}

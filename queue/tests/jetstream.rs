@@ -201,7 +201,7 @@ async fn a_full_producer_says_so_in_time() {
 async fn jetstream_conforms() {
     let report = conformance(backend("suite", |_| ()).await, "t").await;
     report.assert_passed();
-    assert_eq!(report.refused, ["exactly_once", "fenced_commits", "key_order"]);
+    assert_eq!(report.refused, ["deleted_groups", "exactly_once", "fenced_commits", "key_order"]);
 }
 
 /// With one record at a time, keys are in order, too.

@@ -13,7 +13,7 @@ use super::{
     Backend, BackendError, Consumer, Delivery, NO_MESSAGE_IDS, Need, Output, Position, Producer,
     Received, Refused, Subscription, check_subscription, refuse_message_id,
 };
-use crate::config::{ConsumerConfig, Guarantee, ProducerConfig, TopicConfig};
+use crate::config::{ConsumerConfig, Guarantee, ProducerConfig, TopicConfig, check_name};
 use crate::consumer::{self, Polled};
 use crate::format::Record;
 use crate::partitioner::{Murmur2, Partitioner};
@@ -52,9 +52,11 @@ impl Backend for Embedded {
 
     fn provides(&self, need: Need) -> Result<(), Refused> {
         let why = match need {
-            Need::SyncedSend | Need::KeyOrder | Need::ExactlyOnce | Need::FencedCommits => {
-                return Ok(());
-            }
+            Need::SyncedSend
+            | Need::KeyOrder
+            | Need::ExactlyOnce
+            | Need::FencedCommits
+            | Need::DeletedGroups => return Ok(()),
             Need::MessageIds(_) => NO_MESSAGE_IDS,
             Need::DeliveryCounts => "offsets count nothing; use a WorkQueue over the topic",
         };
@@ -113,6 +115,11 @@ impl Backend for Embedded {
             has_lost: false,
             turn: AtomicU32::new(0),
         }))
+    }
+
+    async fn delete_group(&self, group: &str) -> Result<(), BackendError> {
+        check_name("group", group)?;
+        Ok(self.queue.delete_group(group).await?)
     }
 }
 

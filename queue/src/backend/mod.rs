@@ -32,6 +32,7 @@
 //! | [`Need::FencedCommits`] | yes: by the group's generation | yes: the same | no: the acknowledgement of a late member counts |
 //! | [`Need::MessageIds`] | no: offsets and ids of producers, but no ids of messages | no: the same | yes, for up to `JetStreamConfig::duplicate_window` (2 minutes) |
 //! | [`Need::DeliveryCounts`] | no: [`WorkQueue`](crate::work::WorkQueue) counts | no | yes |
+//! | [`Need::DeletedGroups`] | yes | yes | no: delete the durable consumers by the server's own tools |
 //!
 //! `testing::conformance` (feature `testing`) is what every back end has to do, those
 //! of this crate and one of yours.
@@ -107,6 +108,8 @@ pub enum Need {
     MessageIds(Duration),
     /// [`Received::deliveries`] is given.
     DeliveryCounts,
+    /// [`Backend::delete_group`].
+    DeletedGroups,
 }
 
 /// What a consumer promises about a record when its process dies at any time.
@@ -266,6 +269,17 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// Safe; the group may exist afterwards.
     async fn consumer(&self, subscription: Subscription)
     -> Result<Box<dyn Consumer>, BackendError>;
+
+    /// Deletes a group: all that it has stored, in every topic. It must have no members. One of the
+    /// same name begins anew. Nothing happens where there is no such group.
+    ///
+    /// # Errors
+    /// [`BackendError::Refused`] without [`Need::DeletedGroups`]; [`BackendError::Rejected`] while
+    /// the group has members; otherwise see [`BackendError`].
+    ///
+    /// # Cancel safety
+    /// The group may be deleted all the same, or a part of what it has stored: delete it again.
+    async fn delete_group(&self, group: &str) -> Result<(), BackendError>;
 
     /// Checks all needs of an application, when it starts.
     ///

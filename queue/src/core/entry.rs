@@ -7,10 +7,11 @@
 //! |---|---|---|
 //! | 1 counters | | next number of a log (4), next producer id (8) |
 //! | 2 topic | name | first partition number (4), partitions (4), bytes kept (8), ms kept (8), ms of lag (8) and of tombstones (8) |
-//! | 3 group | name | generation (4) |
+//! | 3 group | name | generation (4), when it was last used, in ms since the UNIX epoch, to about an hour (8; may be missing) |
 //! | 4 offset | group, partition number (4) | offset of the next record (8) |
 //! | 5 transactional id | name | producer id (8), epoch (2), transactions committed (8) |
 //! | 6 side log | name | number of the log (4) |
+//! | 7 last deleted | | highest generation of a group that was deleted (4) |
 
 use std::time::Duration;
 
@@ -32,6 +33,19 @@ pub(crate) enum Key {
     Offset(String, u32),
     Transactional(String),
     SideLog(String),
+    LastDeleted,
+}
+
+impl Key {
+    /// Bytes that a change takes in a batch of the journal, but for its value.
+    pub(crate) fn len_bytes(&self) -> usize {
+        let name = match self {
+            Self::Counters | Self::LastDeleted => 0,
+            Self::Topic(name) | Self::Group(name) | Self::Offset(name, _) => name.len(),
+            Self::Transactional(name) | Self::SideLog(name) => name.len(),
+        };
+        13 + name
+    }
 }
 
 /// A new value of a key; `None` removes it.
@@ -54,12 +68,7 @@ impl Change {
 
     /// Bytes that it takes in a batch of the journal.
     pub(crate) fn len_bytes(&self) -> usize {
-        let key = match &self.key {
-            Key::Counters => 0,
-            Key::Topic(name) | Key::Group(name) | Key::Offset(name, _) => name.len(),
-            Key::Transactional(name) | Key::SideLog(name) => name.len(),
-        };
-        13 + key + self.value.as_ref().map_or(0, Bytes::len)
+        self.key.len_bytes() + self.value.as_ref().map_or(0, Bytes::len)
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -71,6 +80,7 @@ impl Change {
             Key::Offset(group, number) => (4, Some(group), Some(*number)),
             Key::Transactional(name) => (5, Some(name), None),
             Key::SideLog(name) => (6, Some(name), None),
+            Key::LastDeleted => (7, None, None),
         };
         out.extend_from_slice(&[VERSION, kind, u8::from(self.value.is_some())]);
         if let Some(name) = name {
@@ -111,6 +121,7 @@ impl Change {
             }
             5 => Key::Transactional(name()?),
             6 => Key::SideLog(name()?),
+            7 => Key::LastDeleted,
             _ => return Err("the entry has a kind that this build does not know"),
         };
         let is_valid = match (&key, has_value) {
@@ -119,7 +130,8 @@ impl Change {
             (Key::Topic(_), 1) => TopicEntry::read(&input).is_some(),
             (Key::Offset(..), 1) => u64::read(&input).is_some(),
             (Key::Transactional(_), 1) => TransactionalEntry::read(&input).is_some(),
-            (Key::Group(_) | Key::SideLog(_), 1) => u32::read(&input).is_some(),
+            (Key::Group(_), 1) => GroupEntry::read(&input).is_some(),
+            (Key::SideLog(_) | Key::LastDeleted, 1) => u32::read(&input).is_some(),
             _ => false,
         };
         let value = (has_value == 1).then_some(input);
@@ -187,6 +199,28 @@ value! {
     }
 }
 
+/// A group that there has been.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct GroupEntry {
+    /// 0 while it has had no members.
+    pub(crate) generation: u32,
+    /// 0: not known.
+    pub(crate) used_at_ms: u64,
+}
+
+impl Value for GroupEntry {
+    fn put(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.generation.to_le_bytes());
+        out.extend_from_slice(&self.used_at_ms.to_le_bytes());
+    }
+
+    fn read(mut bytes: &[u8]) -> Option<Self> {
+        let generation = u32::from_le_bytes(*take(&mut bytes)?);
+        let used_at_ms = if bytes.is_empty() { 0 } else { u64::read(bytes)? };
+        Some(Self { generation, used_at_ms })
+    }
+}
+
 impl TopicEntry {
     /// Bytes and ms that an entry has for a retention.
     pub(crate) fn limits(retention: Retention) -> (u64, u64) {
@@ -227,8 +261,13 @@ mod tests {
 
     #[test]
     fn an_entry_has_these_bytes() {
-        let change = Change::put(Key::Group("ab".into()), &7_u32);
-        assert_eq!(change.encode(), [1, 3, 1, 2, 0, b'a', b'b', 7, 0, 0, 0]);
+        // Without the time, as it was once written.
+        let old = Change::put(Key::Group("ab".into()), &7_u32);
+        assert_eq!(old.encode(), [1, 3, 1, 2, 0, b'a', b'b', 7, 0, 0, 0]);
+        assert_eq!(Change::decode(old.encode().into()), Ok(old));
+        let entry = GroupEntry { generation: 7, used_at_ms: 0x0102 };
+        let change = Change::put(Key::Group("ab".into()), &entry);
+        assert_eq!(change.encode()[7..], [7, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0]);
         let offset = Change::put(Key::Offset("g".into(), 0x0102_0304), &9_u64);
         assert_eq!(offset.encode(), [1, 4, 1, 1, 0, b'g', 4, 3, 2, 1, 9, 0, 0, 0, 0, 0, 0, 0]);
         let topic = TopicEntry {
@@ -247,14 +286,17 @@ mod tests {
             Change::put(Key::Topic("orders".into()), &topic),
             Change::put(Key::Transactional("t".into()), &entry),
             Change::put(Key::SideLog("s".into()), &8_u32),
+            Change::put(Key::LastDeleted, &9_u32),
             Change::remove(Key::Topic("orders".into())),
         ] {
             let bytes = change.encode();
             assert!(bytes.len() + 4 <= change.len_bytes());
             assert_eq!(Change::decode(bytes.clone().into()), Ok(change));
             for cut in 0..bytes.len() {
-                let cut = Change::decode(Bytes::copy_from_slice(&bytes[..cut]));
-                assert!(cut.is_err(), "{cut:?}");
+                let found = Change::decode(Bytes::copy_from_slice(&bytes[..cut]));
+                // A group without its time.
+                let is_old = bytes[1] == 3 && cut == bytes.len() - 8;
+                assert_eq!(found.is_ok(), is_old, "{found:?}");
             }
             let longer = [&bytes[..], &[0]].concat();
             assert!(Change::decode(longer.into()).is_err());

@@ -19,6 +19,11 @@ mod state;
     not(feature = "journal"),
     expect(dead_code, reason = "topics and groups need a journal")
 )]
+mod stored_groups;
+#[cfg_attr(
+    not(feature = "journal"),
+    expect(dead_code, reason = "topics and groups need a journal")
+)]
 pub(crate) mod table;
 
 pub(crate) use producers::{Admission, Fence};

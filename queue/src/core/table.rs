@@ -17,6 +17,8 @@ const SLACK_RECORDS: u64 = 1_024;
 /// short, because a segment that holds one record of it cannot be used again. A replicated table,
 /// whose log is a partition, has no such limit: it passes 1.
 const MAX_EXTENTS: usize = 4;
+/// Bytes that a change takes in a partition besides its own: it may be in a batch by itself.
+const RECORD_BYTES: usize = 100;
 /// Live entries that a write takes along, besides two for each of its own changes.
 const REWRITTEN: usize = 64;
 
@@ -32,6 +34,8 @@ pub(crate) struct Table {
     topics_by_number: BTreeMap<u32, u32>,
     /// Positions of the log. Invariant: holds all of `by_position`.
     bounds: Range<u64>,
+    /// Of `entries`, as changes.
+    live_bytes: usize,
 }
 
 /// Changes of a write that is being put together.
@@ -45,6 +49,11 @@ impl StagedChanges {
     pub(crate) fn push(&mut self, change: Change) {
         self.latest.insert(change.key.clone(), change.value.clone());
         self.changes.push(change);
+    }
+
+    /// The keys that are changed.
+    pub(crate) fn latest(&self) -> impl Iterator<Item = &Key> {
+        self.latest.keys()
     }
 }
 
@@ -134,16 +143,24 @@ impl Table {
                 self.topics_by_number.insert(topic.first_number, topic.partitions);
             }
         }
+        let key_bytes = change.key.len_bytes();
         let old = match change.value {
             Some(value) => {
+                self.live_bytes += key_bytes + value.len();
                 self.by_position.insert(position, change.key.clone());
                 self.entries.insert(change.key, (position, value))
             }
             None => self.entries.remove(&change.key),
         };
-        if let Some((old, _)) = old {
+        if let Some((old, value)) = old {
+            self.live_bytes -= key_bytes + value.len();
             self.by_position.remove(&old);
         }
+    }
+
+    /// Bytes that the log takes at most, as [`clean`](Self::clean) keeps it, in a partition.
+    pub(crate) fn log_bytes(&self) -> u64 {
+        (self.live_bytes + RECORD_BYTES * self.entries.len()) as u64 * 5 / 2
     }
 
     /// Lets go of the records before `first`.

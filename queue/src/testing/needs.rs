@@ -18,6 +18,7 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("key_order", |lab| Box::pin(key_order(lab))),
     ("fenced_commits", |lab| Box::pin(fenced_commits(lab))),
     ("delivery_counts", |lab| Box::pin(delivery_counts(lab))),
+    ("deleted_groups", |lab| Box::pin(deleted_groups(lab))),
 ];
 
 /// The verdict of a check whose need the back end refuses, as it should.
@@ -213,4 +214,37 @@ async fn delivery_counts(lab: Lab) -> Verdict {
         said("rewind", consumer.rewind().await)?;
     }
     if is_refused { Err(REFUSED.to_owned()) } else { Ok(()) }
+}
+
+/// A group without members can be deleted: one of its name begins anew, and the others go on.
+async fn deleted_groups(lab: Lab) -> Verdict {
+    let no_key = |number: usize| number.to_string();
+    let (topic, producer) = lab.topic("t", 2).await?;
+    let group = lab.name("g");
+    if provides(&lab, Need::DeletedGroups)?.is_some() {
+        let error = refused("a deletion", lab.backend.delete_group(&group).await)?;
+        return is_about(&error, Need::DeletedGroups).and(Err(REFUSED.to_owned()));
+    }
+    send(&producer, &topic, 0..10, no_key).await?;
+    let mut other = lab.member("other", &topic).await?;
+    let mut first = lab.member("g", &topic).await?;
+    for member in [&mut other, &mut first] {
+        read(member, 10).await?;
+        said("commit", member.commit().await)?;
+    }
+    let error = refused("a group with a member", lab.backend.delete_group(&group).await)?;
+    let is_rejected = matches!(error, BackendError::Rejected { .. });
+    ensure(is_rejected, || format!("a group with a member: {error}"))?;
+    send(&producer, &topic, 10..12, no_key).await?;
+    read(&mut first, 2).await?;
+    said("commit", first.commit().await)?;
+    said("close", first.close().await)?;
+    said("delete_group", lab.backend.delete_group(&group).await)?;
+    said("delete_group of none", lab.backend.delete_group(&group).await)?;
+    let mut second = lab.member("g", &topic).await?;
+    let again = read(&mut second, 12).await?;
+    ensure(numbers(&again) == (0..12).collect::<Vec<_>>(), || format!("{:?}", numbers(&again)))?;
+    said("commit", second.commit().await)?;
+    let more = read(&mut other, 2).await?;
+    ensure(numbers(&more) == [10, 11], || format!("{:?}", numbers(&more)))
 }

@@ -37,6 +37,8 @@ use consumer::{JetStreamConsumer, Source};
 use producer::JetStreamProducer;
 
 const NAME: &str = "NATS JetStream";
+const NO_DELETED_GROUPS: &str = "a group is a durable consumer of each stream; delete those by the \
+                                 server's own tools";
 /// Partitions of a topic: each is a subject in the configuration of its stream.
 const MAX_PARTITIONS: u32 = 256;
 /// Records of one producer that are sent and not answered. More wait.
@@ -221,6 +223,7 @@ impl Backend for JetStream {
                 "the server forgets ids after `duplicate_window`; make that longer",
             ),
             Need::DeliveryCounts => (true, ""),
+            Need::DeletedGroups => (false, NO_DELETED_GROUPS),
         };
         if is_met { Ok(()) } else { Err(Refused::new(NAME, need, why)) }
     }
@@ -283,6 +286,10 @@ impl Backend for JetStream {
             sources.push(Source::new(topic.as_str().into(), durable));
         }
         Ok(Box::new(JetStreamConsumer::new(self.clone(), subscription, sources)))
+    }
+
+    async fn delete_group(&self, _group: &str) -> Result<(), BackendError> {
+        Err(Refused::new(NAME, Need::DeletedGroups, NO_DELETED_GROUPS).into())
     }
 }
 

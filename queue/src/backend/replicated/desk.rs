@@ -29,6 +29,7 @@ use crate::core::group::{
 use crate::core::table::{StagedChanges, Table, View};
 use crate::error::{Outcome, ProduceError, StoreError};
 use crate::format::{BatchBuilder, MAX_UNPACKED_BYTES, Record};
+use crate::groups::now_ms;
 use crate::partition::Partition;
 use crate::queue::{counters, is_topic_name};
 use crate::raft::{LeadError, ReplicatedPartition};
@@ -41,6 +42,8 @@ const MAX_REBALANCE: Duration = Duration::from_secs(60);
 pub(super) struct Desk {
     table: ReplicatedPartition,
     limits: QueueConfig,
+    /// What the log of the table may take.
+    max_bytes: u64,
     waiting: Mutex<Vec<Item>>,
     reign: tokio::sync::Mutex<Option<Reign>>,
     /// Coordinators that there were: the next one's number.
@@ -87,10 +90,15 @@ enum After {
 type Tickets = Vec<(String, u64, Option<u32>)>;
 
 impl Desk {
-    pub(super) fn new(table: ReplicatedPartition, limits: QueueConfig) -> Arc<Self> {
+    pub(super) fn new(
+        table: ReplicatedPartition,
+        limits: QueueConfig,
+        max_bytes: u64,
+    ) -> Arc<Self> {
         Arc::new(Self {
             table,
             limits,
+            max_bytes,
             waiting: Mutex::default(),
             reign: tokio::sync::Mutex::default(),
             coordinators: AtomicU64::new(0),
@@ -257,8 +265,19 @@ impl Desk {
                 Response::Done
             }
             Request::Commit { group, generation, offsets } => {
-                reign.commit(staged, &group, generation, &offsets)
+                reign.commit(staged, &group, generation, &offsets, self.is_full(reign))
             }
+            Request::DeleteGroup { group } => {
+                if reign.may_have_members() {
+                    return After::Answer(young());
+                }
+                if reign.has_members(&group, tickets, staged) {
+                    let why = format!("the group {group:?} has members: they have to leave first");
+                    return After::Answer(Response::Rejected { why });
+                }
+                reign.delete_group(staged, &group)
+            }
+            Request::ExpireGroups { unused_ms } => reign.expire_groups(tickets, staged, unused_ms),
             Request::Append { .. } => {
                 Response::Rejected { why: "batches do not go to the table".to_owned() }
             }
@@ -288,6 +307,9 @@ impl Desk {
                 found if found == partitions => Response::Done,
                 found => Response::Mismatch { found: found.into() },
             };
+        }
+        if self.is_full(reign) {
+            return full();
         }
         let (topics, all) = view.topics();
         let QueueConfig { max_topics, max_partitions, .. } = self.limits;
@@ -333,6 +355,9 @@ impl Desk {
             return Err(Response::NoMember);
         }
         let has_been = reign.table.get(&Key::Group(group.clone())).is_some();
+        if !has_been && self.is_full(reign) {
+            return Err(full());
+        }
         if !is_known && has_been && reign.began.elapsed() < READ_LEASE {
             // Members of before may read, by the word of the leader of before.
             return Err(Response::Waiting { member: None });
@@ -374,6 +399,12 @@ impl Desk {
             (None, None) => return Err(Response::NoMember),
         };
         Ok((group, member))
+    }
+
+    /// Whether the table takes no new entries any more. Those that there are can be changed, and
+    /// deleted: the log has room for that, however it was written.
+    fn is_full(&self, reign: &Reign) -> bool {
+        reign.table.log_bytes() > self.max_bytes
     }
 
     /// Begins a coordinator for a group that has none.
@@ -508,15 +539,78 @@ impl Reign {
     }
 
     fn generation(&self, group: &str, staged: &StagedChanges) -> u32 {
-        let key = Key::Group(group.to_owned());
-        let view = View { table: &self.table, staged };
-        view.get(&key).and_then(|value| u32::read(value)).unwrap_or(0)
+        View { table: &self.table, staged }.group(group).generation
     }
 
     fn next_generation(&self, group: &str, staged: &mut StagedChanges) -> Option<u32> {
-        let generation = self.generation(group, staged).checked_add(1)?;
-        staged.push(Change::put(Key::Group(group.to_owned()), &generation));
+        let view = View { table: &self.table, staged };
+        let (change, generation) = view.next_generation(group, now_ms())?;
+        staged.push(change);
         Some(generation)
+    }
+
+    /// Whether groups may have members that this leader does not know of: those that are polled
+    /// come before that is over.
+    fn may_have_members(&self) -> bool {
+        self.began.elapsed() < READ_LEASE
+    }
+
+    /// Whether a group has members now.
+    fn has_members(
+        &mut self,
+        group: &str,
+        tickets: &mut Tickets,
+        staged: &mut StagedChanges,
+    ) -> bool {
+        let before = tickets.len();
+        let _ = self.step(group, Input::Tick, tickets);
+        self.stage(&mut tickets[before..], staged);
+        self.groups.get(group).is_some_and(|group| !group.coordinator.is_empty())
+    }
+
+    /// Stages the deletion of a group without members, or a part of it.
+    fn delete_group(&mut self, staged: &mut StagedChanges, name: &str) -> Response {
+        // A generation that it asks for is the group's last word.
+        self.groups.remove(name);
+        let view = View { table: &self.table, staged };
+        let (changes, is_whole) = view.delete_group(name, self.max_bytes() / 2);
+        for change in changes {
+            staged.push(change);
+        }
+        if is_whole { Response::Done } else { Response::More }
+    }
+
+    /// Stages the deletion of the groups that nobody uses, and notes which ones have members.
+    fn expire_groups(
+        &mut self,
+        tickets: &mut Tickets,
+        staged: &mut StagedChanges,
+        unused_ms: u64,
+    ) -> Response {
+        if self.may_have_members() {
+            return young();
+        }
+        let (now, limit) = (now_ms(), self.max_bytes() / 2);
+        let (mut bytes, mut counted) = (0, staged.changes.len());
+        for name in self.table.groups() {
+            let has_members = self.has_members(&name, tickets, staged);
+            let view = View { table: &self.table, staged };
+            let is_unused = view.is_unused(&name, now, unused_ms);
+            if has_members || is_unused.is_none() {
+                view.use_group(&name, now).into_iter().for_each(|change| staged.push(change));
+            } else if is_unused == Some(true) {
+                if self.delete_group(staged, &name) == Response::More {
+                    return Response::More;
+                }
+                tracing::info!(target: "voussoir::queue", group = %name, "expired");
+            }
+            bytes += staged.changes[counted..].iter().map(Change::len_bytes).sum::<usize>();
+            counted = staged.changes.len();
+            if bytes > limit {
+                return Response::More;
+            }
+        }
+        Response::Done
     }
 
     /// The topic of this name whose first partition has this number.
@@ -534,6 +628,7 @@ impl Reign {
         group: &str,
         generation: u32,
         offsets: &[(u32, u64)],
+        is_full: bool,
     ) -> Response {
         let current = self.generation(group, staged);
         if generation != current {
@@ -550,7 +645,16 @@ impl Reign {
         if offsets.iter().map(|at| change(at).len_bytes()).sum::<usize>() > limit {
             return Response::Rejected { why: format!("the offsets take more than {limit} bytes") };
         }
-        for at in offsets.iter().filter(|(number, _)| self.table.has_partition(*number)) {
+        let offsets = offsets.iter().filter(|(number, _)| self.table.has_partition(*number));
+        let is_new = |at: &&(u32, u64)| self.table.get(&change(at).key).is_none();
+        if is_full && offsets.clone().any(|at| is_new(&at)) {
+            return full();
+        }
+        let view = View { table: &self.table, staged };
+        if let Some(used) = view.use_group(group, now_ms()) {
+            staged.push(used);
+        }
+        for at in offsets {
             let change = change(at);
             let view = View { table: &self.table, staged };
             let stored = view.get(&change.key).and_then(|value| u64::read(value));
@@ -597,8 +701,23 @@ fn topics_of(table: &Table) -> BTreeMap<Arc<str>, u32> {
     table.topics().filter_map(named).collect()
 }
 
+/// This node has led for so short a time that it does not know the members of groups.
+fn young() -> Response {
+    Response::NotNow { why: "the leader does not know all members yet".to_owned() }
+}
+
+/// The table takes no new entries.
+fn full() -> Response {
+    let why = "the table of topics, groups and offsets is full: delete groups and topics that \
+               nobody uses (expire_groups, delete_group, delete_topic), or raise max_bytes";
+    Response::Unable { why: why.to_owned() }
+}
+
 /// What a write of the table that failed says to those who asked for it.
 fn failed(error: &ProduceError) -> Response {
+    if let ProduceError::Store(StoreError::Full { .. }) = error {
+        return full();
+    }
     let why = error.to_string();
     match error.outcome() {
         Outcome::Unknown => Response::Unknown { why },

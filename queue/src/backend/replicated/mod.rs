@@ -58,7 +58,7 @@ use super::{
     Backend, BackendError, Consumer, NO_MESSAGE_IDS, Need, Producer, Refused, Subscription,
     check_subscription,
 };
-use crate::config::{ProducerConfig, QueueConfig, Retention, TopicConfig};
+use crate::config::{ProducerConfig, QueueConfig, Retention, TopicConfig, check_name};
 use crate::core::entry::TopicEntry;
 use crate::error::{ConsumeError, FetchError, Outcome, ProduceError, StoreError};
 use crate::format::Batch;
@@ -77,6 +77,8 @@ const READ_LEASE: Duration = Duration::from_secs(2);
 const BEAT: Duration = Duration::from_millis(500);
 /// The longest that one attempt at one node takes.
 const ATTEMPT: Duration = Duration::from_secs(2);
+/// The most bytes of the table, unless a partition may have more.
+const TABLE_BYTES: u64 = 256 << 20;
 /// Before another attempt.
 const PAUSE: Duration = Duration::from_millis(20);
 /// The longest that a node does for a request from another one.
@@ -99,7 +101,8 @@ pub struct ReplicatedConfig {
     /// Limits of partitions, topics and groups.
     pub limits: QueueConfig,
     /// The most bytes of batches that a partition holds, in the memory of each node. Default
-    /// 64 MiB; at least 1 MiB.
+    /// 64 MiB; at least 1 MiB. The table of topics, groups and offsets may have 256 MiB, or this if
+    /// it is more. Of an offset, a group and a topic it takes about 400 bytes each.
     pub max_bytes: u64,
     /// What producers do with records. Default: 2 minutes of `delivery_timeout`; `None` waits for a
     /// majority as long as it takes.
@@ -121,6 +124,11 @@ impl ReplicatedConfig {
         }
     }
 
+    /// The most bytes of batches of the table: it may be short of room last of all.
+    fn table_bytes(&self) -> u64 {
+        self.max_bytes.max(TABLE_BYTES)
+    }
+
     fn identity(&self, number: u32) -> Identity {
         let group = self.group.group + u64::from(number);
         Identity { cluster: self.cluster, node: self.group.id, group }
@@ -135,7 +143,8 @@ impl ReplicatedConfig {
     ) -> Result<ReplicatedPartition, ReplicaError> {
         let mut group = self.group.clone();
         group.group = self.identity(number).group;
-        let (partition, max_bytes) = (self.limits.partition.clone(), self.max_bytes);
+        let max_bytes = if number == 0 { self.table_bytes() } else { self.max_bytes };
+        let partition = self.limits.partition.clone();
         let replica = ReplicaConfig { partition, max_bytes };
         ReplicatedPartition::start(node, group, Arc::new(log), replica).await
     }
@@ -228,7 +237,7 @@ impl Replicated {
         config.producer.validate()?;
         let log = JournalStore::open(journal, config.identity(0))?;
         let table = config.start(node, 0, log).await?;
-        let desk = Desk::new(table.clone(), config.limits.clone());
+        let desk = Desk::new(table.clone(), config.limits.clone(), config.table_bytes());
         let reader = table.reader().clone();
         let cluster = Arc::new(Cluster {
             config,
@@ -335,7 +344,38 @@ impl Replicated {
     }
 }
 
+/// Deletion of groups.
+impl Replicated {
+    /// Deletes the groups without members that nobody has used for `unused_for`: no member has come
+    /// or gone, and no offset was stored. What is used is known to an hour, by the clocks of the
+    /// nodes that have led the table. Call it from time to time on any node, at least once in that
+    /// time: it notes which groups have members. Kafka's brokers do it by themselves, after 7 days.
+    /// A group that is never deleted keeps its place in the table for ever.
+    ///
+    /// # Errors
+    /// See [`BackendError`]; some may be deleted then.
+    ///
+    /// # Cancel safety
+    /// What was done stays done; the next call does the rest.
+    pub async fn expire_groups(&self, unused_for: Duration) -> Result<(), BackendError> {
+        let unused_ms = u64::try_from(unused_for.as_millis()).unwrap_or(u64::MAX);
+        self.cluster.ask_in_parts(&Request::ExpireGroups { unused_ms }).await
+    }
+}
+
 impl Cluster {
+    /// Asks the table until all of a request is done.
+    async fn ask_in_parts(&self, request: &Request) -> Result<(), BackendError> {
+        // Ends: each round does a part, or fails at its deadline.
+        loop {
+            match self.ask_table(request, self.deadline()).await? {
+                Response::More => {}
+                Response::Done => return Ok(()),
+                _ => return Err(unexpected()),
+            }
+        }
+    }
+
     /// Answers a request, as the node that it was sent to.
     async fn answer(&self, request: Request, deadline: Instant) -> Response {
         match request {
@@ -505,7 +545,9 @@ impl Backend for Replicated {
 
     fn provides(&self, need: Need) -> Result<(), Refused> {
         let why = match need {
-            Need::SyncedSend | Need::KeyOrder | Need::FencedCommits => return Ok(()),
+            Need::SyncedSend | Need::KeyOrder | Need::FencedCommits | Need::DeletedGroups => {
+                return Ok(());
+            }
             Need::ExactlyOnce => {
                 "records and offsets are in different groups of raft, which no commit spans; make \
                  what you do with a record idempotent"
@@ -553,6 +595,12 @@ impl Backend for Replicated {
         }
         let number = self.cluster.next_instance.fetch_add(1, Relaxed);
         Ok(Box::new(ReplicatedConsumer::new(Arc::clone(&self.cluster), subscription, number)))
+    }
+
+    async fn delete_group(&self, group: &str) -> Result<(), BackendError> {
+        check_name("group", group)?;
+        let group = group.to_owned();
+        self.cluster.ask_in_parts(&Request::DeleteGroup { group }).await
     }
 }
 

@@ -73,6 +73,14 @@ pub(super) enum Request {
         generation: u32,
         offsets: Vec<(u32, u64)>,
     },
+    /// Delete the group, which must have no members. Done when there is none.
+    DeleteGroup {
+        group: String,
+    },
+    /// Delete the groups without members that nobody has used for so many ms.
+    ExpireGroups {
+        unused_ms: u64,
+    },
 }
 
 /// Where a member stands.
@@ -104,6 +112,8 @@ pub(super) enum Response {
     },
     /// There is no such topic any more.
     NoTopic,
+    /// A part is done: ask again.
+    More,
     /// The member is none, or no longer.
     NoMember,
     /// The group's generation is another one.
@@ -193,6 +203,14 @@ impl Request {
                 out.put_u64_le(*max_bytes);
                 out.put_u64_le(*max_age_ms);
             }
+            Self::DeleteGroup { group } => {
+                out.put_u8(9);
+                put_text(&mut out, group);
+            }
+            Self::ExpireGroups { unused_ms } => {
+                out.put_u8(10);
+                out.put_u64_le(*unused_ms);
+            }
         }
         out.freeze()
     }
@@ -240,6 +258,8 @@ impl Request {
                 max_bytes: input.try_get_u64_le().ok()?,
                 max_age_ms: input.try_get_u64_le().ok()?,
             },
+            9 => Self::DeleteGroup { group: text(input)? },
+            10 => Self::ExpireGroups { unused_ms: input.try_get_u64_le().ok()? },
             _ => return None,
         };
         input.is_empty().then_some((request, within))
@@ -293,6 +313,7 @@ impl Response {
             Self::Rejected { why } => put_reason(&mut out, 12, why),
             Self::Unknown { why } => put_reason(&mut out, 13, why),
             Self::NoTopic => out.put_u8(14),
+            Self::More => out.put_u8(15),
         }
         out.freeze()
     }
@@ -327,6 +348,7 @@ impl Response {
             12 => Self::Rejected { why: text(input)? },
             13 => Self::Unknown { why: text(input)? },
             14 => Self::NoTopic,
+            15 => Self::More,
             _ => return None,
         };
         input.is_empty().then_some(response)
@@ -434,6 +456,8 @@ mod tests {
             Request::Beat(beat),
             Request::Leave { group: "g".to_owned(), member: MEMBER },
             Request::Commit { group: "g".to_owned(), generation: 9, offsets: vec![(1, 2), (3, 4)] },
+            Request::DeleteGroup { group: "g".to_owned() },
+            Request::ExpireGroups { unused_ms: 1 << 40 },
         ]
     }
 
@@ -451,6 +475,7 @@ mod tests {
             }),
             Response::Waiting { member: Some(MEMBER) },
             Response::NoTopic,
+            Response::More,
             Response::NoMember,
             Response::Stale { current: 8 },
             Response::Mismatch { found: 3 },

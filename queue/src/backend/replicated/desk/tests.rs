@@ -6,6 +6,8 @@ use voussoir_raft::{Node, NodeConfig};
 use super::*;
 use crate::raft::ReplicaConfig;
 
+const MAX_BYTES: u64 = 64 << 20;
+
 /// The table of a cluster of one node.
 async fn table() -> (Node, ReplicatedPartition) {
     let node = Node::start(NodeConfig::default(), Network::new().node(1)).expect("a node");
@@ -53,7 +55,7 @@ fn commit(group: &str, generation: u32, offsets: &[(u32, u64)]) -> Request {
 #[tokio::test(start_paused = true)]
 async fn an_offset_never_goes_back() {
     let (_node, table) = table().await;
-    let desk = Desk::new(table, QueueConfig::default());
+    let desk = Desk::new(table, QueueConfig::default(), MAX_BYTES);
     assert_eq!(create(&desk, "t", 2).await, Response::Done);
     let place = placed(&desk, beat("g", "one", None)).await;
     assert_eq!((place.generation, place.must_join), (1, false));
@@ -73,7 +75,7 @@ async fn an_offset_never_goes_back() {
 async fn a_member_of_an_earlier_coordinator_is_none() {
     let (_node, table) = table().await;
     let limits = QueueConfig { max_groups: 1, ..QueueConfig::default() };
-    let desk = Desk::new(table.clone(), limits.clone());
+    let desk = Desk::new(table.clone(), limits.clone(), MAX_BYTES);
     assert_eq!(create(&desk, "t", 1).await, Response::Done);
     let first = placed(&desk, beat("g", "one", None)).await.member;
     let full = ask(&desk, beat("h", "two", None)).await;
@@ -96,10 +98,10 @@ async fn a_member_of_an_earlier_coordinator_is_none() {
 #[tokio::test(start_paused = true)]
 async fn a_new_coordinator_waits_for_those_who_may_still_read() {
     let (_node, table) = table().await;
-    let first = Desk::new(table.clone(), QueueConfig::default());
+    let first = Desk::new(table.clone(), QueueConfig::default(), MAX_BYTES);
     assert_eq!(create(&first, "t", 1).await, Response::Done);
     let member = placed(&first, beat("g", "one", None)).await.member;
-    let next = Desk::new(table, QueueConfig::default());
+    let next = Desk::new(table, QueueConfig::default(), MAX_BYTES);
     let began = Instant::now();
     assert_eq!(ask(&next, beat("g", "one", Some(member))).await, Response::NoMember);
     // Its offsets are taken all the same: nobody else was given anything.
@@ -123,7 +125,7 @@ async fn a_new_coordinator_waits_for_those_who_may_still_read() {
 #[tokio::test(start_paused = true)]
 async fn the_table_stays_short_and_says_the_same_to_the_next_leader() {
     let (_node, table) = table().await;
-    let desk = Desk::new(table.clone(), QueueConfig::default());
+    let desk = Desk::new(table.clone(), QueueConfig::default(), MAX_BYTES);
     for name in ["t", "u"] {
         assert_eq!(create(&desk, name, 3).await, Response::Done);
     }
@@ -137,7 +139,7 @@ async fn the_table_stays_short_and_says_the_same_to_the_next_leader() {
     let offsets = table.reader().offsets();
     assert!(offsets.end > 4_000, "{offsets:?}");
     assert!(offsets.end - offsets.start < 1_400, "{offsets:?}");
-    let next = Desk::new(table, QueueConfig::default());
+    let next = Desk::new(table, QueueConfig::default(), MAX_BYTES);
     assert_eq!(create(&next, "t", 3).await, Response::Done, "it is there");
     assert_eq!(create(&next, "u", 4).await, Response::Mismatch { found: 3 });
     let found = ask(&next, Request::NewProducer).await;
@@ -153,7 +155,7 @@ async fn what_cannot_be_is_rejected_and_changes_nothing() {
     let (_node, table) = table().await;
     let mut limits = QueueConfig::default();
     (limits.max_topics, limits.max_partitions) = (2, 5);
-    let desk = Desk::new(table.clone(), limits);
+    let desk = Desk::new(table.clone(), limits, MAX_BYTES);
     let end = table.reader().offsets().end;
     for (name, partitions) in [("", 1), ("a b", 1), ("..", 1), ("ok", 0), ("ok", 6)] {
         let rejected = create(&desk, name, partitions).await;
@@ -172,7 +174,7 @@ async fn what_cannot_be_is_rejected_and_changes_nothing() {
 #[tokio::test(start_paused = true)]
 async fn a_deleted_topic_takes_along_what_is_stored_about_it_and_nothing_else() {
     let (_node, table) = table().await;
-    let desk = Desk::new(table, QueueConfig::default());
+    let desk = Desk::new(table, QueueConfig::default(), MAX_BYTES);
     let delete = |first_number| Request::DeleteTopic { name: "t".to_owned(), first_number };
     let retain = |first_number| {
         let (name, max_bytes, max_age_ms) = ("t".to_owned(), 9, 8);
@@ -214,4 +216,120 @@ async fn a_deleted_topic_takes_along_what_is_stored_about_it_and_nothing_else() 
         table.get(&Key::Offset("g".to_owned(), number)).is_some()
     };
     assert_eq!([1, 2, 3, 4].map(stored), [false, false, true, true]);
+}
+
+fn delete(group: &str) -> Request {
+    Request::DeleteGroup { group: group.to_owned() }
+}
+
+async fn leave(desk: &Arc<Desk>, group: &str, member: Member) {
+    let request = Request::Leave { group: group.to_owned(), member };
+    assert_eq!(ask(desk, request).await, Response::Done);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deleted_group_has_no_members_and_none_of_its_generations_comes_again() {
+    let (_node, table) = table().await;
+    let desk = Desk::new(table.clone(), QueueConfig::default(), MAX_BYTES);
+    assert_eq!(create(&desk, "t", 2).await, Response::Done);
+    let place = placed(&desk, beat("g", "one", None)).await;
+    assert_eq!(ask(&desk, commit("g", 1, &[(1, 5), (2, 6)])).await, Response::Done);
+    let young = ask(&desk, delete("g")).await;
+    assert!(matches!(young, Response::NotNow { .. }), "members of before may come: {young:?}");
+    tokio::time::sleep(READ_LEASE).await;
+    let refused = ask(&desk, delete("g")).await;
+    assert!(matches!(refused, Response::Rejected { .. }), "it has a member: {refused:?}");
+    leave(&desk, "g", place.member).await;
+    assert_eq!(ask(&desk, delete("g")).await, Response::Done);
+    assert_eq!(ask(&desk, delete("g")).await, Response::Done, "there is none");
+    assert_eq!(ask(&desk, commit("g", 2, &[(1, 9)])).await, Response::Stale { current: 0 });
+    let next = Desk::new(table, QueueConfig::default(), MAX_BYTES);
+    let place = placed(&next, beat("g", "two", None)).await;
+    assert_eq!((place.generation, &place.partitions[..]), (3, &[(1, None), (2, None)][..]));
+    for late in [1, 2] {
+        let answer = ask(&next, commit("g", late, &[(1, 9)])).await;
+        assert_eq!(answer, Response::Stale { current: 3 });
+    }
+}
+
+/// Also those whose members are dead, and that have many offsets; not those that are used.
+#[tokio::test(start_paused = true)]
+async fn groups_that_nobody_uses_expire() {
+    let (_node, table) = table().await;
+    let desk = Desk::new(table, QueueConfig::default(), MAX_BYTES);
+    assert_eq!(create(&desk, "t", 5_000).await, Response::Done);
+    let offsets: Vec<(u32, u64)> = (1..=5_000).map(|number| (number, 7)).collect();
+    for group in ["left", "dead", "used"] {
+        let member = placed(&desk, beat(group, "one", None)).await.member;
+        assert_eq!(ask(&desk, commit(group, 1, &offsets)).await, Response::Done);
+        if group == "left" {
+            leave(&desk, group, member).await;
+        }
+    }
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let place = placed(&desk, beat("used", "two", None)).await;
+    let expire = async |unused_ms: u64| {
+        let mut parts = 1;
+        while ask(&desk, Request::ExpireGroups { unused_ms }).await != Response::Done {
+            parts += 1;
+            assert!(parts < 100, "it never ends");
+        }
+        parts
+    };
+    assert_eq!(expire(1 << 40).await, 1, "they were used lately");
+    let stored = async |group: &str, place: Place| {
+        let all = place.partitions.iter().all(|(_, stored)| *stored == Some(7));
+        let none = place.partitions.iter().all(|(_, stored)| stored.is_none());
+        assert!(all != none, "{group}: a part of it is gone");
+        all
+    };
+    assert!(expire(0).await > 1, "a change of the table has its limit");
+    let place_of = async |group: &str| placed(&desk, beat(group, "three", None)).await;
+    assert!(!stored("left", place_of("left").await).await);
+    assert!(!stored("dead", place_of("dead").await).await);
+    assert!(stored("used", place).await);
+    let Response::Place(place) = ask(&desk, beat("used", "two", None)).await else {
+        panic!("it is a member")
+    };
+    assert!(stored("used", place).await);
+}
+
+/// What it holds can still be changed and deleted, which makes room.
+#[tokio::test(start_paused = true)]
+async fn a_full_table_takes_nothing_new_and_all_else() {
+    let (_node, table) = table().await;
+    let desk = Desk::new(table, QueueConfig::default(), 20_000);
+    assert_eq!(create(&desk, "t", 1).await, Response::Done);
+    tokio::time::sleep(READ_LEASE).await;
+    let name = |at: usize| format!("group-{at}");
+    let mut groups = 0;
+    let full = loop {
+        match ask(&desk, beat(&name(groups), "one", None)).await {
+            Response::Place(place) => leave(&desk, &name(groups), place.member).await,
+            other => break other,
+        }
+        groups += 1;
+        assert!(groups < 1_000, "it is never full");
+    };
+    let is_full = |response: &Response| match response {
+        Response::Unable { why } => why.contains("expire_groups"),
+        _ => false,
+    };
+    assert!(is_full(&full) && groups > 10, "{groups}: {full:?}");
+    assert!(is_full(&create(&desk, "u", 1).await));
+    assert_eq!(create(&desk, "t", 1).await, Response::Done, "it is there");
+    let place = placed(&desk, beat(&name(0), "one", None)).await;
+    let answer = ask(&desk, commit(&name(0), place.generation, &[(1, 5)])).await;
+    assert!(is_full(&answer), "{answer:?}");
+    assert!(matches!(ask(&desk, Request::NewProducer).await, Response::Producer { .. }));
+    for at in 1..4 {
+        assert_eq!(ask(&desk, delete(&name(at))).await, Response::Done);
+    }
+    let answer = ask(&desk, commit(&name(0), place.generation, &[(1, 5)])).await;
+    assert_eq!(answer, Response::Done, "there is room for one");
+    let answer = ask(&desk, commit(&name(0), place.generation, &[(1, 6)])).await;
+    assert_eq!(answer, Response::Done, "it is there");
+    assert_eq!(ask(&desk, Request::ExpireGroups { unused_ms: 0 }).await, Response::Done);
+    assert_eq!(create(&desk, "u", 1).await, Response::Done);
+    placed(&desk, beat("new", "one", None)).await;
 }
