@@ -465,6 +465,9 @@ pub struct ShardStatus {
     /// Requests that this node has answered.
     pub reads: u64,
     pub writes: u64,
+    /// Its disk has lost entries up to this index, and the others bring them back: it has no vote.
+    #[serde(default)]
+    pub recovering: Option<u64>,
     /// Why it has stopped, if it has.
     pub stopped: Option<String>,
 }
@@ -485,6 +488,7 @@ async fn status(State(app): Shared) -> Json<NodeStatus> {
             keys: shard.pairs().count(),
             reads: replica.reads.load(Ordering::Relaxed),
             writes: replica.writes.load(Ordering::Relaxed),
+            recovering: replica.raft.status().borrow().recovering,
             stopped: replica.raft.stopped().map(|reason| reason.to_string()),
         }
     });
