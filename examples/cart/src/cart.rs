@@ -1,17 +1,20 @@
 //! Shopping carts: items that are added and removed on each side of a partition.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use tokio::sync::Mutex;
-use voussoir_quorum::Bytes;
-use voussoir_quorum::crdt::codec::{Encoded, Limits, merge_siblings};
-use voussoir_quorum::crdt::{OrMap, Set};
-use voussoir_quorum::region::{Reach, Region, RegionTable};
+use voussoir_quorum::crdt::codec::{Limits, merge_siblings};
+use voussoir_quorum::crdt::{Crdt, OrMap, Set};
+use voussoir_quorum::region::{Reach, RegionTable};
+use voussoir_quorum::store::JournalStoreConfig;
 use voussoir_quorum::table::{Guarantee, Outcome, TableConfig};
 use voussoir_quorum::version::{Actor, Dot};
+use voussoir_quorum::{Bytes, JournalStore};
 
 use crate::Error;
 use crate::cluster::{Server, TIMEOUT};
+use crate::own::{Own, encode};
 
 /// Additions that one cart holds. Removing an item makes room for as many as it had.
 const MAX_ADDITIONS: usize = 1_000;
@@ -36,15 +39,16 @@ pub(crate) struct Changed {
     pub(crate) merged: usize,
 }
 
-/// The carts of one process, in a table of its region (LOCAL_QUORUM).
+/// The carts as one node sees them, in a table of its region (LOCAL_QUORUM).
 pub(crate) struct Carts {
     table: RegionTable,
-    /// Whose changes these are. One change is under way at a time, so that no two have one name.
-    actor: Mutex<Actor>,
+    /// The carts as this node has written them last. One change is under way at a time, so that no
+    /// two have one name.
+    own: Mutex<Own>,
 }
 
 impl Carts {
-    pub(crate) fn new(server: &Server) -> Result<Self, Error> {
+    pub(crate) async fn new(server: &Server) -> Result<Self, Error> {
         let mut config = TableConfig::with_replicas(server.replicas.iter().copied());
         config.timeout = TIMEOUT;
         // Each region goes on without the other: its readers are guaranteed what is written in
@@ -52,8 +56,11 @@ impl Carts {
         let (reach, elsewhere) = (Reach::LocalQuorum, Guarantee::Eventual);
         let local = server.local.clone();
         let table = RegionTable::new(config, local, &server.region, reach, elsewhere)?;
-        let actor = Mutex::new(new_actor(&server.region, 0)?);
-        Ok(Self { table, actor })
+        // One node lives in the journal, so every number but its own is free.
+        let (id, config) = (server.region.node().id(), JournalStoreConfig::default());
+        let store = JournalStore::open(&server.journal, !id, config)?;
+        let own = Own::open(id, Arc::new(store)).await?;
+        Ok(Self { table, own: Mutex::new(own) })
     }
 
     /// Puts `n` more of an item into a cart.
@@ -99,36 +106,34 @@ impl Carts {
         Ok(items(&stored))
     }
 
-    /// Reads all siblings, merges them, changes the cart, and replaces what was read.
+    /// Reads all siblings, merges them with what this node has written, changes the cart, and
+    /// replaces what was read.
     async fn change(
         &self,
         cart: &Bytes,
         item: &Bytes,
         change: impl FnOnce(&mut Stored, Actor) -> Result<(), Error>,
     ) -> Result<Changed, Error> {
-        let mut actor = self.actor.lock().await;
+        let own = self.own.lock().await;
         let siblings = self.table.get(cart.clone()).await?;
         let mut stored: Stored = merge_siblings(&siblings, &Limits::default())?;
+        // A change of unknown outcome may be made later, when the next one has long been: that one
+        // must know of it, or it would have the same name.
+        let written: Stored = own.get(cart).await?;
+        stored.merge(&written);
         let before = items(&stored).get(item).copied().unwrap_or(0);
-        change(&mut stored, *actor)?;
-        let put = self.table.put(cart.clone(), siblings.context(), stored.encode()).await;
+        change(&mut stored, own.actor)?;
+        let value = encode(&stored)?;
+        own.put(cart, value.clone()).await?;
+        let put = self.table.put(cart.clone(), siblings.context(), value).await;
         if let Err(error) = put {
-            if error.outcome() == Outcome::Unknown {
-                // The change may be made later, when the next one has long been: that one must not
-                // have the same name.
-                *actor = new_actor(self.table.region(), actor.incarnation)?;
+            if error.outcome() == Outcome::NotApplied {
+                own.put(cart, encode(&written)?).await?;
             }
             return Err(error.into());
         }
         Ok(Changed { before, merged: siblings.len() })
     }
-}
-
-/// A name that no process and no time before has had.
-fn new_actor(region: &Region, after: u64) -> Result<Actor, Error> {
-    let drawn = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
-    let incarnation = (drawn.as_nanos() as u64).max(after + 1).min(Dot::MAX_COUNTER);
-    Ok(Actor::new(region.node().id(), incarnation))
 }
 
 fn addition(dot: Dot, n: u64) -> Bytes {
@@ -148,7 +153,6 @@ fn items(stored: &Stored) -> Items {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use voussoir_quorum::crdt::Crdt;
 
     /// One side removes the milk and the other adds some: what the remover had seen is gone, and
     /// what it had not is there.

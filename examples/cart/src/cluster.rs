@@ -31,6 +31,7 @@ const WEST: u64 = 2;
 pub(crate) struct Server {
     pub(crate) region: Region,
     /// The nodes of the own region.
+    pub(crate) journal: Journal,
     pub(crate) replicas: Vec<u64>,
     /// To the nodes of the own region, through the gate.
     pub(crate) local: Arc<dyn Link>,
@@ -83,7 +84,7 @@ impl Server {
         let region = Region::new(&node)?;
         let wide = gate(NetLink::serve_region(net.clone(), BETWEEN_REGIONS, region.clone())?);
         region.maintain(&local, &wide);
-        Ok(Self { region, replicas, local, _wide: wide, cut, net })
+        Ok(Self { journal, region, replicas, local, _wide: wide, cut, net })
     }
 
     /// Ends the node: what it has accepted is durable.

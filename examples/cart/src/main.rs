@@ -10,6 +10,7 @@ mod cart;
 mod cluster;
 #[cfg(feature = "demo")]
 mod demo;
+mod own;
 mod serve;
 
 use std::process::ExitCode;

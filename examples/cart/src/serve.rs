@@ -24,7 +24,7 @@ use crate::cluster::Server;
 
 pub(crate) async fn run(args: &Serve) -> Result<(), Error> {
     let server = Server::start(args).await?;
-    let carts = Carts::new(&server)?;
+    let carts = Carts::new(&server).await?;
     println!("= node {} is ready", args.id);
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     // Ends with the input.

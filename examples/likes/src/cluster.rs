@@ -25,6 +25,7 @@ const SERVICE: u16 = 1;
 pub(crate) struct Server {
     pub(crate) node: Node,
     /// All nodes.
+    pub(crate) journal: Journal,
     pub(crate) replicas: Vec<u64>,
     /// To all nodes, through the gate.
     pub(crate) link: Arc<dyn Link>,
@@ -58,7 +59,7 @@ impl Server {
         let gate = Arc::new(Gate { link, cut: Mutex::default() });
         let link: Arc<dyn Link> = gate.clone();
         node.maintain(&link);
-        Ok(Self { node, replicas, link, gate, net })
+        Ok(Self { journal, node, replicas, link, gate, net })
     }
 
     /// Ends the node: what it has accepted is durable.

@@ -1,42 +1,45 @@
 //! Likes: a counter that goes up and down on each side of a partition, and adds up afterwards.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::Mutex;
-use voussoir_quorum::crdt::codec::{Encoded, Limits, merge_siblings};
+use voussoir_quorum::crdt::codec::{Limits, merge_siblings};
 use voussoir_quorum::crdt::{Crdt, PnCounter};
+use voussoir_quorum::store::JournalStoreConfig;
 use voussoir_quorum::table::{Guarantee, Level, Outcome, ReadRepair, TableConfig};
-use voussoir_quorum::version::{Actor, Dot};
-use voussoir_quorum::{Bytes, Link, Node, Table};
+use voussoir_quorum::{Bytes, JournalStore, Link, Node, ReplicaStore, Table};
 
 use crate::Error;
 use crate::cluster::{Server, TIMEOUT};
+use crate::own::{Own, encode};
 
-/// The counters of one process, in a table that reads and writes at one replica.
+/// The counters as one node sees them, in a table that reads and writes at one replica.
 ///
 /// A counter is a PN-counter: what each actor has added, and what it has taken away. Two of them
 /// merge without a loss, in any order and repeatedly, so that concurrent writes of a key, which the
 /// table keeps as siblings, are one number when they are read.
 pub(crate) struct Likes {
     table: Table,
+    /// What this node has added. One addition is under way at a time, so that no two are based on
+    /// the same share.
     own: Mutex<Own>,
 }
 
-/// What this process has added. One addition is under way at a time, so that no two are based on
-/// the same share.
-struct Own {
-    /// New with each start: what an earlier process had added stays under its own name.
-    actor: Actor,
-    counters: BTreeMap<Bytes, PnCounter>,
-}
-
 impl Likes {
-    pub(crate) fn new(server: &Server) -> Result<Self, Error> {
-        Self::over(&server.node, server.replicas.clone(), server.link.clone())
+    pub(crate) async fn new(server: &Server) -> Result<Self, Error> {
+        let (replicas, link) = (server.replicas.clone(), server.link.clone());
+        // One node lives in the journal, so every number but its own is free.
+        let (number, config) = (!server.node.id(), JournalStoreConfig::default());
+        let own = JournalStore::open(&server.journal, number, config)?;
+        Self::over(&server.node, replicas, link, Arc::new(own)).await
     }
 
-    fn over(node: &Node, replicas: Vec<u64>, link: Arc<dyn Link>) -> Result<Self, Error> {
+    async fn over(
+        node: &Node,
+        replicas: Vec<u64>,
+        link: Arc<dyn Link>,
+        own: Arc<dyn ReplicaStore>,
+    ) -> Result<Self, Error> {
         let id = node.id();
         let mut config = TableConfig::with_replicas(replicas);
         // Available whoever is away: one replica answers, and that is the own one if it can.
@@ -46,34 +49,33 @@ impl Likes {
         config.require = Guarantee::Eventual;
         config.read_repair = ReadRepair::Background;
         let table = Table::with_hints(config, link, node)?;
-        let drawn = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
-        let incarnation = (drawn.as_nanos() as u64).clamp(1, Dot::MAX_COUNTER);
-        let own = Own { actor: Actor::new(id, incarnation), counters: BTreeMap::new() };
-        Ok(Self { table, own: Mutex::new(own) })
+        Ok(Self { table, own: Mutex::new(Own::open(id, own).await?) })
     }
 
     /// Adds `n` to a counter, which is durable at one replica then. Returns its value here.
     ///
     /// # Errors
     /// No replica could be written to. If it is not known whether one was, the addition may count,
-    /// as it may where the future is dropped.
+    /// as it may where the future is dropped. Or the counter has as many actors as a reader
+    /// accepts, and this node is none of them.
     pub(crate) async fn add(&self, key: &Bytes, n: i64) -> Result<i128, Error> {
-        let mut own = self.own.lock().await;
+        let own = self.own.lock().await;
         let stored = self.table.get(key.clone()).await?;
         let mut counter: PnCounter = merge_siblings(&stored, &Limits::default())?;
         // Another replica may have answered, which has not heard of the latest addition.
-        let before = own.counters.get(key).cloned().unwrap_or_default();
+        let before: PnCounter = own.get(key).await?;
         counter.merge(&before);
         let delta = counter.add(own.actor, n)?;
         let mut after = before.clone();
         after.merge(&delta);
-        // Before it is sent: a caller that goes away meanwhile leaves it unknown whether a replica
-        // has it, and the next addition must be based on what may have been stored.
-        own.counters.insert(key.clone(), after);
-        let written = self.table.put(key.clone(), stored.context(), counter.encode()).await;
+        let value = encode(&counter)?;
+        // Before it is sent: a process that ends, or a caller that goes away, leaves it unknown
+        // whether a replica has it, and the next addition must be based on what may be stored.
+        own.put(key, encode(&after)?).await?;
+        let written = self.table.put(key.clone(), stored.context(), value).await;
         if let Err(error) = written {
             if error.outcome() == Outcome::NotApplied {
-                own.counters.insert(key.clone(), before);
+                own.put(key, encode(&before)?).await?;
             }
             return Err(error.into());
         }
@@ -148,7 +150,8 @@ mod tests {
             answers: AtomicU64::new(u64::MAX),
             swallowed: AtomicU64::new(0),
         });
-        let likes = Likes::over(&own, vec![1, 2, 3], link.clone()).unwrap();
+        let shares = Arc::new(MemoryStore::new());
+        let likes = Likes::over(&own, vec![1, 2, 3], link.clone(), shares.clone()).await.unwrap();
         let key = Bytes::from_static(b"post");
         likes.add(&key, 1).await.unwrap();
         let mut adding = Box::pin(likes.add(&key, 5));
@@ -162,6 +165,9 @@ mod tests {
             tokio::task::yield_now().await;
         }
         drop(adding);
+        // The process ends here, too: the next one goes on with what this one has made durable.
+        drop(likes);
+        let likes = Likes::over(&own, vec![1, 2, 3], link.clone(), shares).await.unwrap();
         link.answers.store(u64::MAX, Ordering::SeqCst);
         link.reached.store(3, Ordering::SeqCst);
         likes.add(&key, 3).await.unwrap();

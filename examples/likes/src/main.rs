@@ -10,6 +10,7 @@ mod cluster;
 #[cfg(feature = "demo")]
 mod demo;
 mod likes;
+mod own;
 mod serve;
 
 use std::process::ExitCode;

@@ -23,7 +23,7 @@ use crate::likes::Likes;
 
 pub(crate) async fn run(args: &Serve) -> Result<(), Error> {
     let server = Server::start(args).await?;
-    let likes = Likes::new(&server)?;
+    let likes = Likes::new(&server).await?;
     println!("= node {} is ready", args.id);
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
     // Ends with the input.
