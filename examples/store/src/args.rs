@@ -237,7 +237,8 @@ pub struct Timing {
 #[derive(Debug, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Limits")]
 pub struct Limits {
-    /// Limit of the journal on the disk, in bytes
+    /// Limit of the journal on the disk, in bytes. A third of it may be data: writes that would
+    /// make it more are rejected with 507. The same on all nodes
     #[arg(long, default_value = "4GiB", value_parser = bytes)]
     pub max_bytes: u64,
     /// Size of one segment of the journal; space is freed by whole segments
@@ -252,6 +253,14 @@ pub struct Limits {
 }
 
 impl Serve {
+impl Limits {
+    /// How many bytes of keys and values the node takes: beside them the journal holds a snapshot
+    /// that is being made, and the log behind it.
+    pub fn max_data(&self) -> u64 {
+        self.max_bytes / 3
+    }
+}
+
     /// Raft's configuration. Raft checks it at the start.
     pub fn raft(&self) -> Config {
         let voters: Vec<u64> = self.peers.iter().map(|peer| peer.id).chain([self.id]).collect();

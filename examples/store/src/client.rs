@@ -202,7 +202,10 @@ impl Client {
                 }
             }
             StatusCode::SERVICE_UNAVAILABLE => Ok(Answered::Rejected),
-            status if status.is_server_error() => Err(Lost::Unknown),
+            // An answer: as much is stored as there is room for.
+            status if status.is_server_error() && status != StatusCode::INSUFFICIENT_STORAGE => {
+                Err(Lost::Unknown)
+            }
             status => {
                 let version = header(ETAG).and_then(|tag| tag.trim_matches('"').parse().ok());
                 Ok(Answered::Reply(Reply { status, version, body }))

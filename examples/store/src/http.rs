@@ -16,7 +16,8 @@
 //! request that failed gets `{"error", "outcome"}`, where `outcome` is `not_applied` (safe to send
 //! again) or `unknown` (it may have happened, or happen later). A node that is not the leader
 //! answers a write with 307 and the leader's address (`curl -L`), if it can reach the leader
-//! itself; else it waits up to a second for one that it can reach, and then answers 503.
+//! itself; else it waits up to a second for one that it can reach, and then answers 503. 507 says
+//! that as much is stored as the journal has room for: deletes are taken.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -82,6 +83,8 @@ pub struct App {
     /// Last index that was known to be committed when this process started. Until it is applied,
     /// the node shows less than it did before the restart.
     pub commit_at_start: u64,
+    /// How many bytes of keys and values may be stored.
+    pub max_data: u64,
     pub traffic: Traffic,
     pub freshness: Freshness,
 }
@@ -275,6 +278,7 @@ async fn status(State(app): Shared) -> Json<NodeStatus> {
 impl App {
     /// Proposes a command and turns its result into an HTTP answer.
     async fn change(&self, uri: &Uri, command: &Command) -> Result<Response, Failure> {
+        self.has_room_for(command)?;
         let until = Instant::now() + LEADER_WAIT;
         let answer = loop {
             match self.raft.propose(command.encode()).await {
@@ -307,6 +311,17 @@ impl App {
                 Err(Failure { status, error: error.to_string(), outcome: "unknown", leader: None })
             }
         }
+    }
+
+    /// Refuses what would make the data more than its limit. A journal that is full stops its node,
+    /// and the others at nearly the same entry; deletes make room, and are never refused.
+    fn has_room_for(&self, command: &Command) -> Result<(), Failure> {
+        let leads = {
+            let status = self.raft.status();
+            let status = status.borrow();
+            status.leader == Some(status.id)
+        };
+        if leads { room_for(command, self.kv.read().stored_bytes(), self.max_data) } else { Ok(()) }
     }
 
     /// Waits until this node leads or can reach the leader. False when the deadline passes first.
@@ -383,6 +398,7 @@ impl App {
 }
 
 /// An error answer.
+#[derive(Clone)]
 pub struct Failure {
     status: StatusCode,
     error: String,
@@ -467,6 +483,17 @@ pub(crate) fn valid_key(key: Key) -> Result<Bytes, Failure> {
 
 pub(crate) fn etag(version: u64) -> String {
     format!("\"{version}\"")
+}
+
+/// Refuses a command that would make data of `stored` bytes more than `max`.
+pub(crate) fn room_for(command: &Command, stored: u64, max: u64) -> Result<(), Failure> {
+    match command {
+        Command::Put { key, value, .. } if stored + (key.len() + value.len()) as u64 > max => {
+            let error = format!("{stored} bytes are stored, of at most {max}: delete some keys");
+            Err(Failure::rejected(StatusCode::INSUFFICIENT_STORAGE, error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Parses `If-Match: "VERSION"`, `If-Match: *` or `If-None-Match: *`.

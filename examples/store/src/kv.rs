@@ -15,6 +15,8 @@ pub const MAX_VALUE_BYTES: usize = 512 * 1024;
 /// Target length of a chunk of a snapshot. A chunk that is full but for the longest pair still fits
 /// into [`voussoir_raft::MAX_CHUNK_BYTES`].
 const CHUNK_BYTES: usize = 256 * 1024;
+/// What a pair takes of a chunk beside its key and value: two lengths and a version.
+const PAIR_BYTES: u64 = 16;
 const _: () = assert!(CHUNK_BYTES <= MAX_CHUNK_BYTES);
 const _: () = assert!(MAX_KEY_BYTES + MAX_VALUE_BYTES + 25 <= MAX_CHUNK_BYTES);
 
@@ -98,6 +100,11 @@ impl Kv {
         self.bytes
     }
 
+    /// Bytes of all pairs in a snapshot.
+    pub fn stored_bytes(&self) -> u64 {
+        self.bytes + PAIR_BYTES * self.pairs.len() as u64
+    }
+
     /// The index of the last command that was applied; 0 before the first.
     pub fn applied(&self) -> u64 {
         self.applied
@@ -175,7 +182,9 @@ impl Kv {
         for (key, Versioned { version, value }) in
             self.pairs.range::<Bytes, _>((from, Bound::Unbounded))
         {
-            if last.is_some() && out.len() + key.len() + value.len() + 16 > CHUNK_BYTES {
+            if last.is_some()
+                && out.len() + key.len() + value.len() + PAIR_BYTES as usize > CHUNK_BYTES
+            {
                 break;
             }
             put_bytes(&mut out, key);

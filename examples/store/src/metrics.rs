@@ -14,6 +14,7 @@
 //! | `store_disk_waiting_seconds` | age of the oldest write that is not durable yet |
 //! | `store_request_seconds{method}`, `store_requests_total{status}` | HTTP |
 //! | `store_keys`, `store_data_bytes` | what is stored |
+//! | `store_stored_bytes`, `store_max_data_bytes` | the same with what a snapshot adds to each pair, and how much of it may be stored: more is rejected with 507 |
 //! | `store_memory_bytes` | resident memory of the process |
 //! | `store_proposals_total`, `store_reads_total`, … | what raft counts |
 //! | `store_journal_…` | what the journal counts |
@@ -145,12 +146,14 @@ fn record_state(app: &App) {
         record_follower(id, status.last, followers.iter().find(|follower| follower.id == id));
     }
     set("store_disk_waiting_seconds", app.disk.waiting().as_secs_f64());
-    let (keys, bytes) = {
+    let (keys, bytes, stored) = {
         let kv = app.kv.read();
-        (kv.count(), kv.bytes())
+        (kv.count(), kv.bytes(), kv.stored_bytes())
     };
     set("store_keys", keys as f64);
     set("store_data_bytes", bytes as f64);
+    set("store_stored_bytes", stored as f64);
+    set("store_max_data_bytes", app.max_data as f64);
     set("store_memory_bytes", memory_bytes() as f64);
 
     let count = |name: &'static str, value: u64| counter!(name).absolute(value);

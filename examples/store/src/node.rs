@@ -195,6 +195,7 @@ async fn run(node: Serve) -> Result<(), Box<dyn Error>> {
         traffic: Traffic::default(),
         freshness: Freshness::default(),
     });
+        max_data: node.limits.max_data(),
     let mut observers = JoinSet::new();
     observers.spawn(observe::peers(tcp.events(), peers, raft.clone()));
     observers.spawn(observe::leadership(raft.clone(), app.metrics.elections.clone()));

@@ -143,8 +143,13 @@ async fn a_node_whose_journal_reaches_its_limit_says_so_and_comes_back_with_more
     let mut store = Store::start().await;
     store.cluster.set_options(&["--segment-bytes", "1MiB"]);
     store.cluster.set_node_options(3, &["--max-bytes", "8MiB"]);
-    store.cluster.start_all().unwrap();
+    // Node 3 follows: a leader rejects what is too much for it.
+    store.cluster.create().unwrap();
+    for id in [1, 2] {
+        store.cluster.start(id).unwrap();
+    }
     store.cluster.leader(&store.client).await.unwrap();
+    store.cluster.start(3).unwrap();
 
     let bulk = store.write(bytes()).await;
     let (status, said) = store.ended(3).await;

@@ -60,6 +60,8 @@ pub struct Host {
     /// Requests to other nodes.
     pub client: Client,
     pub load: Mutex<Load>,
+    /// Bytes of the pairs of all shards here, as they were in the last round.
+    pub stored: AtomicU64,
     /// Turns of the shards that change their members.
     pub moves: Semaphore,
     /// The shards of which a replica could not be started or deleted, and why.
@@ -87,6 +89,7 @@ impl Host {
             routes,
             client: Client::new(Vec::new()).with_reply_limit(MAX_MAP_BYTES),
             load: Mutex::default(),
+            stored: AtomicU64::default(),
             moves: Semaphore::new(MOVES_AT_ONCE),
             failures: Mutex::default(),
             replicas: RwLock::default(),

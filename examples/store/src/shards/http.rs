@@ -46,7 +46,7 @@ use super::place::place;
 use super::reconcile::step;
 use super::shard::Found;
 use super::state::{self, ShardState};
-use crate::http::{Failure, Key, condition, etag, valid_key};
+use crate::http::{Failure, Key, condition, etag, room_for, valid_key};
 use crate::kv::{self, Answer, Condition, MAX_VALUE_BYTES};
 use crate::traffic::Traffic;
 
@@ -282,10 +282,18 @@ async fn read(
 impl App {
     async fn write(&self, asked: &Asked, write: kv::Command) -> Response {
         let host = &self.host;
+        let (stored, max) = (host.stored.load(Ordering::Relaxed), host.serve.limits.max_data());
+        let has_room = room_for(&write, stored, max);
         let mut next = asked.target(host);
         for _ in 0..ATTEMPTS {
             let Some((shard, epoch)) = next else { return asked.by_map(host) };
             let Some(replica) = host.replica(shard) else { return asked.by_map(host) };
+            // All shards of a node are in one journal. Another node leads: that one says so.
+            if let Err(failure) = &has_room
+                && replica.leads()
+            {
+                return failure.clone().into_response();
+            }
             let command = Command::Write { epoch, id: asked.id, write: write.clone() };
             let answer = match replica.raft.propose(command.encode()).await {
                 Ok(answer) => answer,

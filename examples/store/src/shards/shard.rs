@@ -75,6 +75,12 @@ impl Shard {
         &self.kv
     }
 
+    /// Bytes of all pairs, those that it has sealed for another shard among them.
+    pub fn stored_bytes(&self) -> u64 {
+        let parting = self.parting.as_ref().map_or(0, |parting| parting.kv.stored_bytes());
+        self.kv.stored_bytes() + parting
+    }
+
     pub fn parting(&self) -> Option<&Parting> {
         self.parting.as_ref()
     }
