@@ -38,6 +38,8 @@ const GROUP: u64 = 0;
 /// How long the node waits at shutdown for its peers to take queued messages.
 pub(crate) const GOODBYE: Duration = Duration::from_secs(1);
 
+/// How long a leader that shuts down answers requests in flight before it hands over.
+const MOMENT: Duration = Duration::from_millis(200);
 /// Why a node did not start, or stopped without being told to.
 #[derive(Debug, thiserror::Error)]
 pub enum Stopped {
@@ -218,10 +220,7 @@ async fn run(node: Serve) -> Result<(), Box<dyn Error>> {
     let until = Instant::now() + if ended.is_ok() { node.drain } else { Duration::ZERO };
     if ended.is_ok() {
         tracing::info!(node = node.id, "ending: taking no new requests");
-        bounded(until, app.traffic.drain()).await;
-    }
-    if ended.is_ok() {
-        hand_over(&raft).await;
+        drain_and_hand_over(until, &app.traffic, hand_over(&raft)).await;
     }
     // This node still answers its clients with 503 until it has ended.
     raft.shutdown().await;
@@ -274,6 +273,30 @@ async fn hand_over(raft: &Raft) {
 }
 
 /// Whether a restart with the same folder would end in the same way.
+/// Takes no new requests, hands over, and waits for those in flight until the deadline, or until a
+/// second SIGTERM or Ctrl-C.
+///
+/// Most requests in flight are answered within moments, and by the leader that they asked. Some
+/// take long, though: while they are waited for, this node takes no writes, and no other node could
+/// if this one still led.
+pub(crate) async fn drain_and_hand_over(
+    until: Instant,
+    traffic: &Traffic,
+    hand_over: impl Future<Output = ()>,
+) {
+    let work = async {
+        let _ = timeout_at(until.min(Instant::now() + MOMENT), traffic.drain()).await;
+        hand_over.await;
+        if timeout_at(until, traffic.drain()).await.is_err() {
+            tracing::warn!("the drain time is over: requests in flight are cut off");
+        }
+    };
+    tokio::select! {
+        () = work => {}
+        () = shutdown_signal() => tracing::warn!("second signal: requests in flight are cut off"),
+    }
+}
+
 pub(crate) fn must_be_rebuilt(reason: &StopReason) -> bool {
     let lost = [HaltReason::Damaged, HaltReason::LogLost, HaltReason::Inconsistent];
     reason.halted().is_some_and(|reason| lost.contains(&reason))

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use store::client::Client;
 use store::cluster::Cluster;
 
-use support::{Raw, ask, ask_until, metric, program, wait_until};
+use support::{Raw, Slow, ask, ask_until, metric, program, wait_until};
 
 struct Store {
     cluster: Cluster,
@@ -93,6 +93,64 @@ async fn sigterm_answers_what_is_under_way_and_ends_with_status_0() {
         let key = key.strip_prefix("/kv/").unwrap();
         assert!(keys.contains(&format!("\"{key}\"")), "{key} is lost");
     }
+}
+
+/// A client that uploads slowly is waited for; those that write are not kept waiting with it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_ends_hands_over_before_it_waits_for_a_slow_client() {
+    let mut store = Store::start().await;
+    let victim = store.leader().await;
+    let others: Vec<u64> = store.cluster.ids().into_iter().filter(|id| *id != victim).collect();
+    let others: Vec<SocketAddr> = others.into_iter().map(|id| store.http(id)).collect();
+    let slow = Slow::put(store.http(victim), "/kv/slow");
+    let began = Instant::now();
+    let writing = tokio::task::spawn_blocking(move || {
+        wait_until("a write at another node", || {
+            others.iter().any(|node| {
+                ask(*node, "PUT", "/kv/a", "", "1").is_some_and(|raw| raw.status == 204)
+            })
+        });
+        (began.elapsed(), slow.finish())
+    });
+    let (ended, written) = tokio::join!(store.cluster.end(victim), writing);
+    ended.unwrap();
+    let (took, answer) = written.unwrap();
+    assert!(took < Duration::from_secs(3), "nobody led for {took:?}; --drain is 5 s");
+    assert!(answer.starts_with("HTTP/1.1 307"), "the slow one was in flight: {answer}");
+}
+
+/// As much as the journal has room for, and then no node has died, and there is a way back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_that_is_full_takes_deletes_and_answers_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::new(program(), folder.path(), 3).unwrap();
+    cluster.set_options(&[
+        "--segment-bytes=4MiB",
+        "--max-bytes=96MiB",
+        "--snapshot-after=1MiB",
+        "--keep-entries=4",
+    ]);
+    cluster.start_all().unwrap();
+    let client = cluster.client();
+    let leader = cluster.leader(&client).await.unwrap().id;
+    let node = cluster.addresses()[leader as usize - 1].1;
+    let value = "v".repeat(128 << 10);
+    let put = |key: usize| ask(node, "PUT", &format!("/kv/{key}"), "", &value).unwrap();
+    // A third of the journal.
+    for key in 0..255 {
+        assert_eq!(put(key).status, 204, "{key}");
+    }
+    for key in 0..20 {
+        let refused = put(255 + key);
+        assert_eq!(refused.status, 507, "{refused:?}");
+        assert!(refused.body.contains("not_applied") && refused.body.contains("delete some keys"));
+        assert_eq!(ask(node, "GET", &format!("/kv/{key}"), "", "").unwrap().status, 200);
+        assert_eq!(ask(node, "DELETE", &format!("/kv/{key}"), "", "").unwrap().status, 204);
+        assert_eq!(put(255 + key).status, 204);
+    }
+    assert!(metric(node, "store_stored_bytes") <= metric(node, "store_max_data_bytes"));
+    assert!(cluster.crashed().is_empty(), "a journal was full: {}", cluster.log(leader));
+    cluster.end_all().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

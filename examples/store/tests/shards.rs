@@ -2,7 +2,7 @@
 //! `kill -9` in the middle of each.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use store::cluster::Cluster;
 use store::demo::shards::{Shape, play};
@@ -10,7 +10,7 @@ use store::shards::admin::Admin;
 use store::shards::http::{Moved, NodeStatus, ShardStatus};
 use store::shards::map::{Address, Change, ShardMap};
 
-use self::support::{ask, program, wait_until};
+use self::support::{Slow, ask, program, wait_until};
 
 mod support;
 
@@ -124,6 +124,38 @@ fn replica_of(node: SocketAddr, shard: u64) -> Option<ShardStatus> {
     let status: NodeStatus =
         serde_json::from_str(&ask(node, "GET", "/status", "", "")?.body).ok()?;
     status.shards.into_iter().find(|replica| replica.id == shard)
+}
+
+/// A node that ends while a client uploads slowly: its shards are led by others at once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_ends_hands_its_shards_over_before_it_waits_for_a_slow_client() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::new(program(), folder.path(), 3).unwrap();
+    cluster.set_options(&["--shards", "1"]);
+    cluster.start_all().unwrap();
+    let http: Vec<SocketAddr> = cluster.addresses().into_iter().map(|(_, http)| http).collect();
+    let admin = Admin::new(http.clone());
+    admin.settled(Duration::from_secs(30)).await.unwrap();
+    let leads = |node: SocketAddr| replica_of(node, 2).is_some_and(|replica| replica.leads);
+    wait_until("shard 2 has a leader", || http.iter().any(|node| leads(*node)));
+    let at = http.iter().position(|node| leads(*node)).unwrap();
+    let slow = Slow::put(http[at], "/kv/ordered/slow");
+    let others: Vec<SocketAddr> = http.iter().copied().filter(|node| *node != http[at]).collect();
+    let began = Instant::now();
+    let writing = tokio::task::spawn_blocking(move || {
+        wait_until("a write at another node", || {
+            others.iter().any(|node| {
+                ask(*node, "PUT", "/kv/ordered/a", "", "1").is_some_and(|raw| raw.status == 204)
+            })
+        });
+        (began.elapsed(), slow.finish())
+    });
+    let (ended, written) = tokio::join!(cluster.end(at as u64 + 1), writing);
+    ended.unwrap();
+    let (took, answer) = written.unwrap();
+    assert!(took < Duration::from_secs(3), "nobody led for {took:?}; --drain is 5 s");
+    assert!(answer.starts_with("HTTP/1.1 "), "the slow one was in flight: {answer}");
+    cluster.end_all().await.unwrap();
 }
 
 /// Node 1 is all of group 0, node 2 is to be the left half, node 3 the right one.

@@ -74,8 +74,7 @@ async fn run(serve: Serve) -> Result<(), Box<dyn Error>> {
     tasks.shutdown().await;
     let until = Instant::now() + drain_time;
     if ended.is_ok() {
-        node::bounded(until, app.traffic.drain()).await;
-        node::bounded(until.min(Instant::now() + GOODBYE), hand_over(&host)).await;
+        node::drain_and_hand_over(until, &app.traffic, hand_over(&host)).await;
     }
     groups.shutdown().await;
     tcp.shutdown(Instant::now() + GOODBYE).await;

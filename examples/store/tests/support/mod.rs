@@ -44,6 +44,32 @@ pub fn ask(node: SocketAddr, method: &str, path: &str, headers: &str, body: &str
     Some(Raw { status, headers, body: body.to_owned() })
 }
 
+/// A request under way whose client takes its time.
+pub struct Slow(TcpStream);
+
+impl Slow {
+    /// Sends the first part of five bytes, once the node asks for them.
+    pub fn put(node: SocketAddr, path: &str) -> Self {
+        let mut stream = TcpStream::connect(node).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let head = "host: x\r\nexpect: 100-continue\r\ncontent-length: 5";
+        write!(stream, "PUT {path} HTTP/1.1\r\n{head}\r\n\r\n").unwrap();
+        let mut asked = [0; 25];
+        stream.read_exact(&mut asked).unwrap();
+        assert_eq!(&asked, b"HTTP/1.1 100 Continue\r\n\r\n");
+        stream.write_all(b"12").unwrap();
+        Self(stream)
+    }
+
+    /// Sends the rest. What the node says to it.
+    pub fn finish(mut self) -> String {
+        self.0.write_all(b"345").unwrap();
+        let mut said = String::new();
+        let _ = self.0.read_to_string(&mut said);
+        said
+    }
+}
+
 /// Asks until `found` likes the answer.
 pub fn ask_until(node: SocketAddr, path: &str, found: impl Fn(&Raw) -> bool) -> Raw {
     let end = Instant::now() + Duration::from_secs(30);
