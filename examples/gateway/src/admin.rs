@@ -38,24 +38,22 @@ use tokio::net::TcpListener;
 use voussoir_breaker::State as BreakerState;
 
 use crate::gateway::{Overview, PoolStats};
+use crate::listen::{self, Limits};
 
 type Shared = Arc<RwLock<Overview>>;
 
 /// Serves the administrative address until the future is dropped.
 ///
-/// # Errors
-/// The listener fails for good.
-///
 /// # Cancel safety
 /// Dropping the future closes the listener.
-pub async fn serve(listener: TcpListener, view: Shared) -> std::io::Result<()> {
+pub async fn serve(listener: TcpListener, view: Shared) {
     let app = Router::new()
         .route("/health", get(|| async { "ok\n" }))
         .route("/ready", get(ready))
         .route("/status", get(status))
         .route("/metrics", get(metrics))
         .with_state(view);
-    axum::serve(listener, app).await
+    listen::serve(listener, app, Limits::default(), std::future::pending()).await;
 }
 
 async fn ready(State(view): State<Shared>) -> impl IntoResponse {

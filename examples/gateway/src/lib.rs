@@ -12,6 +12,7 @@ pub mod config;
 pub mod demo;
 pub mod gates;
 pub mod gateway;
+mod listen;
 pub mod pool;
 pub mod reload;
 pub mod serve;

@@ -138,11 +138,7 @@ async fn admin_address(
         tracing::info!(%address, "administrative address");
     }
     let overview = gateway.overview();
-    Ok(Some(tokio::spawn(async move {
-        if let Err(error) = admin::serve(listener, overview).await {
-            tracing::error!(%error, "the administrative address ended");
-        }
-    })))
+    Ok(Some(tokio::spawn(admin::serve(listener, overview))))
 }
 
 /// SIGTERM and SIGINT.

@@ -11,6 +11,7 @@ mod choreographed;
 #[cfg(feature = "demo")]
 mod demo;
 mod http;
+mod listen;
 mod orchestrated;
 mod order;
 mod orders;

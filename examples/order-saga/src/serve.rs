@@ -16,6 +16,7 @@ use crate::Error;
 use crate::args::{Form, Serve, Services};
 use crate::choreographed::Choreographed;
 use crate::http::router;
+use crate::listen::{self, Limits};
 use crate::orchestrated::Orchestrated;
 use crate::orders::Orders;
 use crate::peers::{HttpPeers, Peers};
@@ -79,7 +80,7 @@ async fn listen(
     println!("listening on http://{}, {said}", listener.local_addr()?);
     let stopped = tokio::sync::watch::Sender::new(false);
     let mut told = stopped.subscribe();
-    let serving = axum::serve(listener, app).with_graceful_shutdown(async move {
+    let serving = listen::serve(listener, app, Limits::default(), async move {
         // An error says that the sender is gone: as good as a stop.
         let _ = told.wait_for(|stopped| *stopped).await;
     });

@@ -11,6 +11,7 @@ mod catalogue;
 #[cfg(feature = "demo")]
 mod demo;
 mod http;
+mod listen;
 mod listener;
 mod pool;
 mod serve;

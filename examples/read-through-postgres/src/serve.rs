@@ -11,6 +11,7 @@ use crate::Error;
 use crate::args::Serve;
 use crate::catalogue::Catalogue;
 use crate::http::{App, router};
+use crate::listen::{self, Limits};
 use crate::listener::Listener;
 use crate::shared::Shared;
 use crate::table::Table;
@@ -45,15 +46,14 @@ pub(crate) async fn run(serve: Serve, url: &str, redis: Option<&str>) -> Result<
     println!("listening on http://{}", socket.local_addr()?);
     let stopped = tokio::sync::watch::Sender::new(false);
     let mut told = stopped.subscribe();
-    let serving = axum::serve(socket, router(App { catalogue, listener })).with_graceful_shutdown(
-        async move {
-            // An error says that the sender is gone: as good as a stop.
-            let _ = told.wait_for(|stopped| *stopped).await;
-        },
-    );
-    let mut serving = tokio::spawn(serving.into_future());
+    let app = router(App { catalogue, listener });
+    let serving = listen::serve(socket, app, Limits::default(), async move {
+        // An error says that the sender is gone: as good as a stop.
+        let _ = told.wait_for(|stopped| *stopped).await;
+    });
+    let mut serving = tokio::spawn(serving);
     tokio::select! {
-        ended = &mut serving => return Ok(ended??),
+        ended = &mut serving => return Ok(ended?),
         stop = told_to_stop(serve.exit_with_parent) => stop?,
     }
     stopped.send_replace(true);

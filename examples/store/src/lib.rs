@@ -9,6 +9,7 @@
 //! | `node.rs` | wires journal, network and raft together | cluster id, limits |
 //! | `metrics.rs` | Prometheus text | what you count |
 //! | `observe.rs`, `disk.rs`, `log.rs` | the log: peers, elections, slow disks | |
+//! | `listen.rs` | bounds what clients may take: connections, time for a request | |
 //! | `tls.rs` | certificates of the node, read again at SIGHUP | |
 //! | `traffic.rs` | requests under way, and the end of a node | |
 //! | `client.rs` | an HTTP client that finds the leader | |
@@ -25,6 +26,9 @@ pub mod demo;
 pub mod disk;
 pub mod http;
 pub mod kv;
+mod listen;
+#[cfg(test)]
+mod listen_tests;
 pub mod log;
 pub mod machine;
 pub mod members;

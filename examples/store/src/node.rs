@@ -22,6 +22,7 @@ use crate::args::{Limits, Serve};
 use crate::disk::WatchedStore;
 use crate::http::{self, App};
 use crate::kv::Kv;
+use crate::listen;
 use crate::machine::Machine;
 use crate::members::{AddressBook, Connecting};
 use crate::metrics::Metrics;
@@ -157,7 +158,7 @@ pub fn serve(node: Serve) -> Result<(), Box<dyn Error>> {
 async fn run(node: Serve) -> Result<(), Box<dyn Error>> {
     let metrics = Metrics::install()?;
     let http = TcpListener::bind(node.http).await;
-    let http = http.map_err(|source| listen("--http", node.http, source))?;
+    let http = http.map_err(|source| cannot_listen("--http", node.http, source))?;
     // Port 0 has become a free one.
     let http_address = http.local_addr()?;
 
@@ -205,9 +206,9 @@ async fn run(node: Serve) -> Result<(), Box<dyn Error>> {
     observers.spawn(observe::freshness(app.clone()));
 
     let (drain, drained) = oneshot::channel::<()>();
-    let server = axum::serve(http, http::router(app.clone()))
-        .with_graceful_shutdown(async { drop(drained.await) });
-    let server = tokio::spawn(server.into_future());
+    let (router, connections) = (http::router(app.clone()), listen::Limits::default());
+    let server = listen::serve(http, router, connections, async { drop(drained.await) });
+    let server = tokio::spawn(server);
     let (http, peers) = (http_address, listen_address);
     tracing::info!(node = node.id, %http, %peers, "the node serves");
 
@@ -353,7 +354,7 @@ pub(crate) async fn connect(
     };
     let tcp = match bound {
         Err(voussoir_net::BindError::Listen { address, source }) => {
-            return Err(listen("--listen", address, source).into());
+            return Err(cannot_listen("--listen", address, source).into());
         }
         bound => bound?,
     };
@@ -361,7 +362,7 @@ pub(crate) async fn connect(
     Ok((tcp, Arc::new(peers)))
 }
 
-pub(crate) fn listen(
+pub(crate) fn cannot_listen(
     option: &'static str,
     address: std::net::SocketAddr,
     source: std::io::Error,

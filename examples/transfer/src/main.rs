@@ -17,6 +17,7 @@ mod bank;
 mod demo;
 mod group;
 mod http;
+mod listen;
 mod pool;
 mod serve;
 mod transfers;

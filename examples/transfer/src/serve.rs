@@ -19,6 +19,7 @@ use crate::bank::Bank;
 #[cfg(feature = "demo")]
 use crate::demo::points::{Points, Stopping, StoppingLog};
 use crate::group::Group;
+use crate::listen::{self, Limits};
 use crate::http::{App, router};
 use crate::pool::Pool;
 use crate::transfers::Transfers;
@@ -67,7 +68,7 @@ pub(crate) async fn run(serve: Serve, urls: [String; 2]) -> Result<(), Error> {
     let app = App { current: watched, pools: [pool(&urls[0])?, pool(&urls[1])?] };
     let stopped = watch::Sender::new(false);
     let mut told = stopped.subscribe();
-    let serving = axum::serve(listener, router(app)).with_graceful_shutdown(async move {
+    let serving = listen::serve(listener, router(app), Limits::default(), async move {
         // An error says that the sender is gone: as good as a stop.
         let _ = told.wait_for(|stopped| *stopped).await;
     });
@@ -79,7 +80,7 @@ pub(crate) async fn run(serve: Serve, urls: [String; 2]) -> Result<(), Error> {
         }
     };
     let ended = tokio::select! {
-        ended = &mut serving => return Ok(ended??),
+        ended = &mut serving => return Ok(ended?),
         ended = coordinating => ended,
         stop = stop => stop,
     };

@@ -11,6 +11,7 @@ mod counters;
 #[cfg(feature = "demo")]
 mod demo;
 mod http;
+mod listen;
 mod pool;
 mod serve;
 mod service;

@@ -9,7 +9,11 @@ use crate::Error;
 use crate::args::Serve;
 use crate::counters::Table;
 use crate::http::{App, router};
-use crate::service::{Config, Service};
+use crate::listen::{self, Limits};
+use crate::service::{Config, Service, open_journal};
+
+/// Time between two looks whether the journal has failed.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Serves until it is told to stop; then answers the requests in flight and flushes the backlog.
 ///
@@ -32,7 +36,7 @@ pub(crate) async fn run(serve: Serve, url: &str) -> Result<(), Error> {
     let app = router(App { service: service.clone(), table });
     let stopped = tokio::sync::watch::Sender::new(false);
     let mut told = stopped.subscribe();
-    let serving = axum::serve(listener, app).with_graceful_shutdown(async move {
+    let serving = listen::serve(listener, app, Limits::default(), async move {
         // An error says that the sender is gone: as good as a stop.
         let _ = told.wait_for(|stopped| *stopped).await;
     });

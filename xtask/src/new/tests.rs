@@ -116,3 +116,4 @@ fn the_files_that_templates_share_are_equal() {
         assert!(texts.iter().all(|text| *text == texts[0]), "{file} differs");
     }
 }
+        ("src/listen.rs", ""),

@@ -16,6 +16,7 @@ use super::http::{self, App};
 use super::machine::MapMachine;
 use super::reconcile;
 use crate::args::Serve;
+use crate::listen;
 use crate::members::{AddressBook, Connecting};
 use crate::node::{self, GOODBYE, RAFT_SERVICE, Stopped};
 use crate::traffic::Traffic;
@@ -30,7 +31,7 @@ pub fn serve(node: Serve) -> Result<(), Box<dyn Error>> {
 
 async fn run(serve: Serve) -> Result<(), Box<dyn Error>> {
     let listener = TcpListener::bind(serve.http).await;
-    let listener = listener.map_err(|source| node::listen("--http", serve.http, source))?;
+    let listener = listener.map_err(|source| node::cannot_listen("--http", serve.http, source))?;
     let http = listener.local_addr()?;
     let (journal, map_log) = node::open_store(&serve)?;
     let book = Arc::new(AddressBook::default());
@@ -61,9 +62,9 @@ async fn run(serve: Serve) -> Result<(), Box<dyn Error>> {
     tasks.spawn(reconcile::run(host.clone()));
     let app = Arc::new(App { host: host.clone(), traffic: Traffic::default() });
     let (drain, drained) = oneshot::channel::<()>();
-    let server = axum::serve(listener, http::router(app.clone()))
-        .with_graceful_shutdown(async { drop(drained.await) });
-    let server = tokio::spawn(server.into_future());
+    let (router, connections) = (http::router(app.clone()), listen::Limits::default());
+    let server = listen::serve(listener, router, connections, async { drop(drained.await) });
+    let server = tokio::spawn(server);
     tracing::info!(node = id, %http, %peers, "the node serves");
 
     let ended = tokio::select! {
