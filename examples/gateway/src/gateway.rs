@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 use toml::Spanned;
 use voussoir_breaker::{Breaker, State};
 use voussoir_lb::discovery::{Discovery, DiscoveryStats};
@@ -206,9 +206,9 @@ impl Gateway {
         // All that can fail or wait comes first; what follows is done at once.
         let opened = self.open(&config, folder).await?;
         let fresh = self.start_pools(text, &config).await?;
-        for pool in fresh.values() {
-            pool.warm_up().await;
-        }
+        // Side by side: pools whose backends are all down take no longer together than one of them.
+        let mut warming: JoinSet<()> = fresh.values().map(RunningPool::warm_up).collect();
+        while warming.join_next().await.is_some() {}
         let limits = self.limits(text, &config)?;
         let routes = self.routes(text, &config, &fresh, &limits)?;
         let router = Router::new(routes).map_err(|error| internal(&error))?;

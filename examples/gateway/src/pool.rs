@@ -97,16 +97,17 @@ impl RunningPool {
     ///
     /// # Cancel safety
     /// Nothing is lost.
-    pub async fn warm_up(&self) {
+    pub fn warm_up(&self) -> impl Future<Output = ()> + Send + use<> {
         let check = |health: &Health| Duration::from_millis(health.timeout_ms).saturating_mul(2);
         let check = self.config.health.as_ref().map_or(Duration::ZERO, check);
         let lookup = if self.discovery.is_some() { FIRST_LOOKUP } else { Duration::ZERO };
         let within = check.saturating_add(lookup);
-        if within.is_zero() {
-            return;
-        }
         let mut availability = self.upstream.balancer().availability();
-        let _ = timeout(within, availability.wait_for(|found| found.healthy > 0)).await;
+        async move {
+            if !within.is_zero() {
+                let _ = timeout(within, availability.wait_for(|found| found.healthy > 0)).await;
+            }
+        }
     }
 }
 

@@ -81,11 +81,17 @@ pub fn folder(file: &Path) -> PathBuf {
 pub async fn run(file: &Path, shows_view: bool) -> Result<(), ServeError> {
     let text = read(file)?;
     let at = folder(file);
-    let started = Gateway::start(&text, &at).await;
-    let config = |error| ServeError::Config { file: file.to_owned(), error };
-    let mut gateway = started.map_err(config)?;
     let failed = ServeError::system("cannot handle signals");
     let mut signals = Signals::new().map_err(failed)?;
+    let started = tokio::select! {
+        started = Gateway::start(&text, &at) => started,
+        name = signals.recv() => {
+            tracing::info!(signal = name, "stopped before the start was complete");
+            return Ok(());
+        }
+    };
+    let config = |error| ServeError::Config { file: file.to_owned(), error };
+    let mut gateway = started.map_err(config)?;
     let mut watched = Watched::new(file, &text).map_err(ServeError::system("SIGHUP"))?;
     let admin = admin_address(&gateway).await?;
     for address in gateway.addresses() {
@@ -95,13 +101,17 @@ pub async fn run(file: &Path, shows_view: bool) -> Result<(), ServeError> {
     // Ends with a signal.
     loop {
         tokio::select! {
-            text = watched.changed() => match gateway.apply(&text, &at).await {
-                Ok(()) => tracing::info!(file = %file.display(), "the new configuration is in use"),
-                Err(error) => {
-                    let file = file.display();
-                    tracing::error!(%file, %error, "rejected; the old configuration stays in use");
-                }
-            },
+            text = watched.changed() => {
+                // Pools whose backends are down make it wait.
+                let applied = tokio::select! {
+                    applied = gateway.apply(&text, &at) => applied,
+                    name = signals.recv() => {
+                        tracing::info!(signal = name, "draining in the middle of a reload");
+                        break;
+                    }
+                };
+                report(file, applied);
+            }
             () = tokio::time::sleep(Duration::from_secs(1)), if view.is_some() => {
                 if let Some(view) = &mut view {
                     view.draw(&gateway.overview().read(), "");
@@ -126,6 +136,16 @@ pub async fn run(file: &Path, shows_view: bool) -> Result<(), ServeError> {
         admin.abort();
     }
     Ok(())
+}
+
+fn report(file: &Path, applied: Result<(), ApplyError>) {
+    let file = file.display();
+    match applied {
+        Ok(()) => tracing::info!(%file, "the new configuration is in use"),
+        Err(error) => {
+            tracing::error!(%file, %error, "rejected; the old configuration stays in use");
+        }
+    }
 }
 
 async fn admin_address(

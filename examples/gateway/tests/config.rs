@@ -96,6 +96,9 @@ fn what_is_wrong_with_the_server_is_named() {
     let error = parse(&format!("[server]\nmax_connections = 0\n\n{GOOD}")).expect_err("none");
     assert_eq!(error.line, 2, "{error}");
     assert!(error.what.contains("between 1 and 1000000"), "{error}");
+    let error = parse(&format!("[server]\ndrain_timeout_ms = 3_600_001\n\n{GOOD}"));
+    let error = error.expect_err("more than an hour").to_string();
+    assert!(error.contains("line 2, column") && error.contains("at most 3,600,000"), "{error}");
     let text = format!("[server]\ntrusted_proxies = [\"10.0.0.0/99\"]\n\n{GOOD}");
     let error = parse(&text).expect_err("no range");
     assert_eq!(error.line, 2, "{error}");

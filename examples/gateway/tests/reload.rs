@@ -126,6 +126,30 @@ async fn a_route_moves_to_a_pool_of_new_backends_without_a_failed_request() {
     assert!(asking.await.expect("no request failed") > 5);
 }
 
+/// Each of them is waited for, for two checks: 2 s. They are waited for together.
+#[tokio::test]
+async fn pools_without_a_healthy_backend_are_waited_for_side_by_side() {
+    let a = Backend::start("a").await;
+    let (mut gateway, address) = start(&file(ALL, &web(&[&a], ""))).await;
+    let mut silent = Vec::new();
+    let (mut routes, mut pools) = (ALL.to_owned(), web(&[&a], ""));
+    for nth in 0..5 {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
+        let backend = listener.local_addr().expect("bound");
+        routes += &format!("[[routes]]\nname = \"r{nth}\"\npath = \"/{nth}\"\npool = \"p{nth}\"\n");
+        pools += &format!(
+            "[pools.p{nth}]\nendpoints = [\"{backend}\"]\nhealth = {{ timeout_ms = 1000 }}\n"
+        );
+        silent.push(listener);
+    }
+    let began = std::time::Instant::now();
+    gateway.apply(&file(&routes, &pools), Path::new(NOWHERE)).await.expect("good");
+    let took = began.elapsed();
+    assert!(took >= Duration::from_secs(2), "nobody was waited for: {took:?}");
+    assert!(took < Duration::from_secs(8), "one after the other: {took:?}");
+    assert_eq!(get_ok(address, "/x").await, "a /x");
+}
+
 #[tokio::test]
 async fn a_limit_rejects_and_goes_on_counting_after_a_reload() {
     let a = Backend::start("a").await;

@@ -147,6 +147,37 @@ async fn requests_under_way_end_after_sigterm_and_the_status_is_0() {
     assert!(ask(address, "/x", "").await.is_err(), "nobody listens any more");
 }
 
+/// The new pools have no healthy backend: the reload waits for their checks, and the signal does
+/// not wait for the reload.
+#[tokio::test]
+async fn a_signal_during_a_reload_ends_the_process() {
+    let a = Backend::start("a").await;
+    let mut process = Process::start(&file(&a));
+    let _admin = process.address("administrative address").await;
+    let address = process.address("listening").await;
+    let silent = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").expect("loopback"));
+    let mut text = file(&a);
+    for (nth, silent) in silent.iter().enumerate() {
+        text += &format!(
+            "\n[[routes]]\nname = \"silent{nth}\"\npath = \"/silent{nth}\"\n\
+             pool = \"silent{nth}\"\n\n[pools.silent{nth}]\nendpoints = [\"{}\"]\n\
+             health = {{ timeout_ms = 60000, interval_ms = 60000 }}\n",
+            silent.local_addr().expect("bound"),
+        );
+    }
+    std::fs::write(&process.file, text).expect("written");
+    // The reload has begun, and checks both at once.
+    for silent in silent {
+        silent.set_nonblocking(true).expect("set");
+        let silent = tokio::net::TcpListener::from_std(silent).expect("taken");
+        timeout(PATIENCE, silent.accept()).await.expect("checked").expect("accepted");
+    }
+    process.signal(Signal::TERM);
+    process.line("draining in the middle of a reload").await;
+    assert_eq!(process.status().await, Some(0));
+    assert!(ask(address, "/x", "").await.is_err(), "nobody listens any more");
+}
+
 #[tokio::test]
 async fn the_file_is_read_again_when_it_changes_and_on_sighup() {
     let (a, b) = (Backend::start("a").await, Backend::start("b").await);

@@ -165,6 +165,10 @@ fn server(text: &str, server: &Server) -> Result<(), ConfigError> {
         let start = text.find("[server]").unwrap_or(0);
         ConfigError::at(text, find(text, start..start, field).unwrap_or(start), what)
     };
+    if server.drain_timeout_ms > 3_600_000 {
+        let what = "`drain_timeout_ms` must be at most 3,600,000";
+        return Err(at("drain_timeout_ms", what.to_owned()));
+    }
     let config = http(server).map_err(|what| at("trusted_proxies", what))?;
     let failed = |error: voussoir_lb::ConfigError| at(error.field, format!("`server`: {error}"));
     config.validate().map_err(failed)

@@ -76,7 +76,7 @@ pub struct Server {
     pub body_timeout_ms: u64,
     /// Proxies in front of this one whose `X-Forwarded-For` is believed, such as `10.0.0.0/8`.
     pub trusted_proxies: Vec<String>,
-    /// Time for which requests under way may go on after SIGTERM, in ms.
+    /// Time for which requests under way may go on after SIGTERM, 0 to 3,600,000 ms.
     pub drain_timeout_ms: u64,
 }
 
