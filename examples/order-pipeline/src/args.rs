@@ -24,7 +24,8 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Mode {
-    /// Take orders from the standard input, one JSON object a line, and work on them
+    /// Take orders from the standard input, one JSON object a line, and work on them. The lines
+    /// `dead-letters`, `redrive` and `purge` do what these commands do
     Run(Run),
     /// Do orders from the standard input synchronously, one after the other
     Direct,
@@ -32,6 +33,8 @@ pub(crate) enum Mode {
     DeadLetters(Run),
     /// Have every dead letter delivered again by the next `run`
     Redrive(Run),
+    /// Discard every dead letter
+    Purge(Run),
 }
 
 #[derive(Clone, Debug, Args)]

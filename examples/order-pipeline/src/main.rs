@@ -20,6 +20,7 @@ mod services;
 use std::process::ExitCode;
 
 use clap::Parser;
+use tracing_subscriber::filter::LevelFilter;
 
 use args::{Cli, Mode};
 
@@ -28,11 +29,13 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
+    tracing_subscriber::fmt().with_max_level(LevelFilter::WARN).with_writer(std::io::stderr).init();
     let result = match cli.mode {
         Some(Mode::Run(run)) => run::run(&run).await,
         Some(Mode::Direct) => run::direct().await,
         Some(Mode::DeadLetters(run)) => run::dead_letters(&run).await,
         Some(Mode::Redrive(run)) => run::redrive(&run).await,
+        Some(Mode::Purge(run)) => run::purge(&run).await,
         #[cfg(feature = "demo")]
         None => demo::run(&cli.demo).await,
         // Without the demo a command is required, so clap has ended the process.
@@ -43,7 +46,8 @@ async fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("order-pipeline: {error}");
-            ExitCode::FAILURE
+            // Without waiting for the thread that reads the standard input.
+            std::process::exit(1)
         }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use voussoir_journal::Journal;
 use voussoir_queue::work::{Delivery, WorkConfig, WorkError, WorkQueue};
 use voussoir_queue::{
@@ -34,6 +35,11 @@ pub(crate) enum Error {
     Append(#[from] voussoir_queue::ProduceError),
     #[error("the workers of {service} have ended: {why}; start again, it goes on where it was")]
     WorkersEnded { service: &'static str, why: String },
+    #[error(
+        "{service} has {limit} dead letters, as many as there may be, and gets no further orders: \
+         see `dead-letters`, then `redrive` or `purge` them"
+    )]
+    DeadLettersFull { service: &'static str, limit: usize },
 }
 
 /// How the workers of a service lease orders.
@@ -61,6 +67,8 @@ pub(crate) struct Pipeline {
     orders: Partition,
     /// In the order of `NAMES`.
     groups: Vec<WorkQueue>,
+    max_dead_letters: usize,
+    lease: Duration,
     _queue: Queue,
 }
 
@@ -79,7 +87,8 @@ impl Pipeline {
         config.max_deliveries = times.max_deliveries;
         let group = |name: &&str| queue.work_queue(TOPIC, 0, name, config.clone());
         let groups = NAMES.iter().map(group).collect::<Result<_, _>>()?;
-        Ok(Self { orders: topic.partition(0)?, groups, _queue: queue })
+        let (orders, max_dead_letters) = (topic.partition(0)?, config.max_dead_letters);
+        Ok(Self { orders, groups, max_dead_letters, lease: times.lease, _queue: queue })
     }
 
     /// Takes an order. When this returns, every service will get it, whatever loses power. After
@@ -105,6 +114,17 @@ impl Pipeline {
         &self.groups
     }
 
+    /// Checks that each service can have another dead letter: without room for one, what it cannot
+    /// do keeps the place of what it could.
+    pub(crate) fn check_room(&self) -> Result<(), Error> {
+        let limit = self.max_dead_letters;
+        let mut groups = NAMES.iter().zip(&self.groups);
+        match groups.find(|(_, group)| group.stats().dead_letters >= limit) {
+            Some((service, _)) => Err(Error::DeadLettersFull { service, limit }),
+            None => Ok(()),
+        }
+    }
+
     /// Starts workers of one service, which end when they are aborted or the queue is closed.
     pub(crate) fn start(
         &self,
@@ -112,8 +132,10 @@ impl Pipeline {
         service: &Arc<Service>,
         count: usize,
     ) -> Vec<JoinHandle<()>> {
-        let worker = |_| tokio::spawn(work(self.groups[group].clone(), Arc::clone(service)));
-        (0..count).map(worker).collect()
+        // Before the lease ends, and with it the right to say what became of the order.
+        let limit = self.lease / 2;
+        let worker = |_| work(self.groups[group].clone(), Arc::clone(service), limit);
+        (0..count).map(|nth| tokio::spawn(worker(nth))).collect()
     }
 
     /// Delivers no more orders.
@@ -123,13 +145,13 @@ impl Pipeline {
 }
 
 /// One worker: an order at a time.
-async fn work(group: WorkQueue, service: Arc<Service>) {
+async fn work(group: WorkQueue, service: Arc<Service>, limit: Duration) {
     // Ends when the work queue is closed, or has stopped after a failed write.
     loop {
         match group.receive(1, WAIT).await {
             Ok(deliveries) => {
                 for delivery in deliveries {
-                    let settled = settle(&group, &service, &delivery).await;
+                    let settled = settle(&group, &service, &delivery, limit).await;
                     if let Err(error) = settled {
                         // The order is delivered again: the service does it once.
                         eprintln!("{}: {error}", service.name);
@@ -142,23 +164,52 @@ async fn work(group: WorkQueue, service: Arc<Service>) {
     }
 }
 
-/// Has the service do an order, and says what became of it.
+/// Has the service do an order within `limit`, and says what became of it.
 async fn settle(
     group: &WorkQueue,
     service: &Service,
     delivery: &Delivery,
+    limit: Duration,
 ) -> Result<(), WorkError> {
     let receipt = &delivery.receipt;
     let order = match Order::read(&delivery.record) {
         Ok(order) => order,
         Err(error) => return group.reject(receipt, &error.to_string()).await,
     };
-    match service.perform(&order).await {
-        Ok(()) => group.ack(receipt).await,
+    match timeout(limit, service.perform(&order)).await {
+        Ok(Ok(())) => group.ack(receipt).await,
         // Again, after a pause that doubles each time.
-        Err(Failure::Temporary { .. }) => group.nack(receipt, None).await,
-        Err(failure @ Failure::Permanent { .. }) => {
+        Err(_) | Ok(Err(Failure::Temporary { .. })) => group.nack(receipt, None).await,
+        Ok(Err(failure @ Failure::Permanent { .. })) => {
             group.reject(receipt, &failure.to_string()).await
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Its workers would wait for ever, and orders that it could do with them.
+    #[tokio::test]
+    async fn a_service_that_hangs_keeps_no_worker() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut times = Times { lease: Duration::from_millis(200), ..Times::default() };
+        (times.min_backoff, times.max_deliveries) = (Duration::from_millis(1), 2);
+        let pipeline = Pipeline::open(folder.path(), &times).await.unwrap();
+        let hangs = Arc::new(Service::new("payment", Duration::from_secs(3_600)));
+        pipeline.start(0, &hangs, 1);
+        let order = |id| Order { id, customer: "ada".to_owned(), article: "teapot".to_owned() };
+        for id in 0..2 {
+            pipeline.place(&order(id)).await.unwrap();
+        }
+        let both_given_up = async {
+            while pipeline.groups()[0].stats().dead_letters < 2 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(Duration::from_secs(20), both_given_up).await.expect("the worker hangs");
+        pipeline.check_room().unwrap();
+        pipeline.close();
     }
 }

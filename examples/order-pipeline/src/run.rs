@@ -1,9 +1,11 @@
-//! The commands: orders from the standard input, and what an operator does with dead letters.
+//! The commands: orders from the standard input, and what an operator does with dead letters. The
+//! journal is one process's at a time, so `run` takes the operator's commands in its input, too.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use voussoir_queue::work::DeadLetter;
@@ -17,6 +19,12 @@ use crate::services::{NAMES, Service};
 
 /// Workers of each service.
 const WORKERS: usize = 8;
+/// Bytes of a line of the input. What is longer is cut, and then no order.
+const MAX_LINE: u64 = 64 << 10;
+/// Lines that were read and not taken yet.
+const MAX_LINES: usize = 16;
+/// How often `run` looks whether the workers of a service have ended.
+const CHECK_PERIOD: Duration = Duration::from_secs(1);
 /// How often `run` looks whether everything is done.
 const PERIOD: Duration = Duration::from_millis(50);
 /// How often `run` releases what every service has done.
@@ -55,27 +63,42 @@ pub(crate) async fn run(run: &Run) -> Result<(), Error> {
     Ok(())
 }
 
-/// Takes orders until the input ends and the services have done what they can. Returns how many.
+/// Takes orders until the input ends and the services have done what they can. Returns how many. A
+/// line that is no order and no command is named on the standard error, and nothing else.
 async fn take(pipeline: &Pipeline, workers: &[Vec<JoinHandle<()>>]) -> Result<u64, Error> {
     let mut release = tokio::time::interval(RELEASE_PERIOD);
     release.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut lines = BufReader::new(tokio::io::stdin()).lines();
-    let mut taken = 0;
+    let mut checks = tokio::time::interval(CHECK_PERIOD);
+    checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let (mut lines, mut number, mut taken) = (read_lines(), 0, 0);
     // Ends with the input.
     loop {
         let line = tokio::select! {
-            line = lines.next_line() => line?,
+            line = lines.recv() => line,
             _ = release.tick() => {
-                check(pipeline, workers).await?;
                 pipeline.release().await;
+                continue;
+            }
+            _ = checks.tick() => {
+                check(pipeline, workers).await?;
                 continue;
             }
         };
         let Some(line) = line else { break };
-        let order: Order = serde_json::from_str(&line)?;
-        pipeline.place(&order).await?;
-        taken += 1;
-        println!("order {} is taken", order.id);
+        number += 1;
+        match &*line? {
+            "dead-letters" => list_dead_letters(pipeline)?,
+            "redrive" => redrive_all(pipeline).await?,
+            "purge" => purge_all(pipeline).await?,
+            line => match serde_json::from_str::<Order>(line) {
+                Ok(order) => {
+                    pipeline.place(&order).await?;
+                    taken += 1;
+                    println!("order {} is taken", order.id);
+                }
+                Err(error) => eprintln!("line {number} is no order: {error}"),
+            },
+        }
     }
     // Ends when the services have done what they can: what they cannot becomes a dead letter. With
     // an error when the workers of one have ended, because its work queue has stopped.
@@ -84,6 +107,7 @@ async fn take(pipeline: &Pipeline, workers: &[Vec<JoinHandle<()>>]) -> Result<u6
         stats.lag > 0 || stats.records > 0
     }) {
         check(pipeline, workers).await?;
+        pipeline.check_room()?;
         tokio::select! {
             () = tokio::time::sleep(PERIOD) => {}
             _ = release.tick() => pipeline.release().await,
@@ -91,6 +115,43 @@ async fn take(pipeline: &Pipeline, workers: &[Vec<JoinHandle<()>>]) -> Result<u6
     }
     pipeline.release().await;
     Ok(taken)
+}
+
+/// The lines of the standard input.
+fn read_lines() -> mpsc::Receiver<std::io::Result<String>> {
+    let (sender, lines) = mpsc::channel(MAX_LINES);
+    tokio::spawn(async move {
+        let mut input = BufReader::new(tokio::io::stdin());
+        // Ends with the input, with an error, or when nobody wants more.
+        while let Some(line) = next_line(&mut input).await.transpose() {
+            let is_last = line.is_err();
+            if sender.send(line).await.is_err() || is_last {
+                return;
+            }
+        }
+    });
+    lines
+}
+
+/// The first bytes of the next line; `None` at the end.
+async fn next_line(input: &mut (impl AsyncBufRead + Unpin)) -> std::io::Result<Option<String>> {
+    let mut line = Vec::new();
+    let mut is_first = true;
+    // Ends with the line or the input: each turn reads up to `MAX_LINE` bytes of the line.
+    loop {
+        let mut part = Vec::new();
+        (&mut *input).take(MAX_LINE).read_until(b'\n', &mut part).await?;
+        let is_whole = part.len() < MAX_LINE as usize || part.ends_with(b"\n");
+        if is_first {
+            line = part;
+        }
+        if is_whole {
+            break;
+        }
+        is_first = false;
+    }
+    let text = || String::from_utf8_lossy(&line).trim().to_owned();
+    Ok((!line.is_empty()).then(text))
 }
 
 /// Checks that all workers run: they end only when their work queue has stopped, or by a panic.
@@ -108,7 +169,10 @@ async fn check(pipeline: &Pipeline, workers: &[Vec<JoinHandle<()>>]) -> Result<(
 }
 
 pub(crate) async fn dead_letters(run: &Run) -> Result<(), Error> {
-    let pipeline = Pipeline::open(&run.data, &Times::default()).await?;
+    list_dead_letters(&Pipeline::open(&run.data, &Times::default()).await?)
+}
+
+fn list_dead_letters(pipeline: &Pipeline) -> Result<(), Error> {
     for (name, group) in NAMES.iter().zip(pipeline.groups()) {
         for letter in group.dead_letters(0, usize::MAX)? {
             println!("{name}: {}", describe(&letter));
@@ -127,7 +191,10 @@ fn describe(letter: &DeadLetter) -> String {
 }
 
 pub(crate) async fn redrive(run: &Run) -> Result<(), Error> {
-    let pipeline = Pipeline::open(&run.data, &Times::default()).await?;
+    redrive_all(&Pipeline::open(&run.data, &Times::default()).await?).await
+}
+
+async fn redrive_all(pipeline: &Pipeline) -> Result<(), Error> {
     let mut redriven = 0;
     for group in pipeline.groups() {
         for letter in group.dead_letters(0, usize::MAX)? {
@@ -138,6 +205,25 @@ pub(crate) async fn redrive(run: &Run) -> Result<(), Error> {
         }
     }
     println!("{redriven} dead letters are delivered again");
+    Ok(())
+}
+
+pub(crate) async fn purge(run: &Run) -> Result<(), Error> {
+    purge_all(&Pipeline::open(&run.data, &Times::default()).await?).await
+}
+
+/// Discards the dead letters that are not being delivered again.
+async fn purge_all(pipeline: &Pipeline) -> Result<(), Error> {
+    let mut purged = 0;
+    for group in pipeline.groups() {
+        for letter in group.dead_letters(0, usize::MAX)? {
+            if !letter.is_redriven {
+                group.purge(letter.id).await?;
+                purged += 1;
+            }
+        }
+    }
+    println!("{purged} dead letters are discarded");
     Ok(())
 }
 
@@ -185,6 +271,21 @@ mod tests {
         let lines: Vec<String> = letters.iter().map(describe).collect();
         assert!(lines[0].starts_with("order 7 after 1 deliveries: "), "{lines:?}");
         assert!(lines[1].starts_with("the record at offset 1, which is no order, after 1 "));
+        purge_all(&pipeline).await.unwrap();
+        assert!(group.dead_letters(0, usize::MAX).unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_long_line_is_cut_and_the_next_one_is_whole() {
+        let long = "x".repeat(3 * MAX_LINE as usize);
+        let text = format!("one\n{long}\n\nthree");
+        let mut input = text.as_bytes();
+        let mut lines = Vec::new();
+        while let Some(line) = next_line(&mut input).await.unwrap() {
+            lines.push(line);
+        }
+        let cut = &long[..MAX_LINE as usize];
+        assert_eq!(lines, ["one", cut, "", "three"]);
     }
 
     #[tokio::test]

@@ -43,6 +43,14 @@ fn orders_are_taken_from_the_input_and_done_once_across_restarts() {
     let mut done = String::new();
     direct.stdout.take().unwrap().read_to_string(&mut done).unwrap();
     assert!(direct.wait().unwrap().success() && done.contains("order 2 is done"), "{done}");
+    // The operator's commands, while it runs; and a line that is neither costs no other one.
+    let mixed = "dead-letters\nredrive\nno order\n{\"id\": 3}\npurge\n\
+                 {\"id\": 4, \"customer\": \"ada\", \"article\": \"kettle\"}\n";
+    let said = run(folder.path(), "run", mixed);
+    assert!(said.contains("0 dead letters are delivered again"), "{said}");
+    assert!(said.contains("0 dead letters are discarded"), "{said}");
+    assert!(said.contains("order 4 is taken\n1 orders taken, 0 dead letters"), "{said}");
+    assert!(run(folder.path(), "purge", "").contains("0 dead letters are discarded"));
     // What was done is not done again.
     assert!(run(folder.path(), "run", "").contains("0 orders taken, 0 dead letters"));
 }
