@@ -10,6 +10,9 @@ use tokio_postgres::{Client, Config, Error, NoTls};
 /// How long opening a connection may take, unless the connection string says otherwise.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How much longer than its longest statement a server may leave a packet unacknowledged.
+const MARGIN: Duration = Duration::from_secs(2);
+
 /// At most `size` connections, each used by one caller at a time.
 #[derive(Debug)]
 pub(crate) struct Pool {
@@ -33,6 +36,11 @@ impl Pool {
         config.options(options);
         if config.get_connect_timeout().is_none() {
             config.connect_timeout(CONNECT_TIMEOUT);
+        }
+        // A server that has vanished resets nothing: what was sent to it is waited for no longer
+        // than any answer takes, instead of the system's quarter of an hour.
+        if config.get_tcp_user_timeout().is_none() {
+            config.tcp_user_timeout(statement_timeout + MARGIN);
         }
         Ok(Self { config, idle: Mutex::new(Vec::new()), permits: Semaphore::new(size) })
     }
@@ -85,5 +93,24 @@ impl Deref for Lent<'_> {
 
     fn deref(&self) -> &Client {
         &self.client
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_has_vanished_is_not_waited_for_unless_the_address_says_so() {
+        let user_timeout = |url: &str| {
+            let pool = Pool::new(url, 1, Duration::from_secs(3)).unwrap();
+            pool.config.get_tcp_user_timeout().copied()
+        };
+        assert_eq!(user_timeout("host=a"), Some(Duration::from_secs(5)));
+        let given = "host=a tcp_user_timeout=60";
+        assert_eq!(
+            user_timeout(given),
+            given.parse::<Config>().unwrap().get_tcp_user_timeout().copied()
+        );
     }
 }

@@ -19,6 +19,7 @@ mod group;
 mod http;
 mod listen;
 mod pool;
+mod reach;
 mod serve;
 mod transfers;
 
@@ -67,7 +68,8 @@ fn ended(result: Result<(), Error>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("transfer: {}", chain(&*error));
-            ExitCode::FAILURE
+            // The next start would fail in the same way.
+            ExitCode::from(if error.is::<reach::WrongAddress>() { 2 } else { 1 })
         }
     }
 }

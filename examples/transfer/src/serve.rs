@@ -7,10 +7,9 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use voussoir_journal::Journal;
 use voussoir_txn::store::JournalStore;
-use voussoir_txn::two_phase::postgres::{PostgresConfig, PostgresError, PostgresParticipant};
 use voussoir_txn::two_phase::{DecisionLog, OpenCoordinatorError, Participant, StoreLog};
 
 use crate::Error;
@@ -19,13 +18,14 @@ use crate::bank::Bank;
 #[cfg(feature = "demo")]
 use crate::demo::points::{Points, Stopping, StoppingLog};
 use crate::group::Group;
-use crate::listen::{self, Limits};
 use crate::http::{App, router};
+use crate::listen::{self, Limits};
 use crate::pool::Pool;
+use crate::reach::Reach;
 use crate::transfers::Transfers;
 
-/// Time between two attempts to reach a bank at the start.
-const START_PAUSE: Duration = Duration::from_millis(100);
+/// How long the first request waits for the banks: it would be rejected while one is away.
+const START_WAIT: Duration = Duration::from_secs(2);
 /// Bytes of one file of the journal: decisions are short, and forgotten soon.
 const SEGMENT_BYTES: u64 = 4 << 20;
 /// Connections of each bank for reads.
@@ -37,27 +37,39 @@ const READ_TIMEOUT: Duration = Duration::from_secs(2);
 /// decided and not applied everywhere are for the next process, or for the next node that leads.
 ///
 /// # Errors
-/// The address, the journal or a database cannot be used, or the node of the group has stopped.
+/// The address, the journal or a database cannot be used, or the node of the group has stopped. A
+/// bank that is away is no error: it is waited for while the other one is served.
 pub(crate) async fn run(serve: Serve, urls: [String; 2]) -> Result<(), Error> {
     let orders = Orders::new(&serve);
     // One for all the time: a reader of standard input that is dropped takes a line with it.
     let mut stop = std::pin::pin!(told_to_stop(serve.exit_with_parent, &orders));
     let (current, watched) = watch::channel(None);
+    let (reached, mut both) = watch::channel(false);
+    let opening = Opening::new(&serve, &orders);
     let opened = async {
-        let opening = Opening::new(&serve, &urls, &orders).await?;
-        let group = match serve.member.node {
-            Some(_) => Some(Group::join(&serve.member, &serve.data).await?),
+        match serve.member.node {
+            Some(_) => Ok::<_, Error>(Some(Group::join(&serve.member, &serve.data).await?)),
             None => {
                 current.send_replace(Some(opening.open(classic_log(&serve)?).await?));
-                None
+                Ok(None)
             }
-        };
-        Ok::<_, Error>((opening, group))
+        }
     };
-    let (opening, group) = tokio::select! {
+    let group = tokio::select! {
         opened = opened => opened?,
         stop = &mut stop => return stop,
     };
+    // Ends with an error alone: a bank that was reached once is asked again by its participant.
+    let mut reaching = std::pin::pin!(async {
+        opening.reach(&urls).await?;
+        reached.send_replace(true);
+        std::future::pending::<Result<(), Error>>().await
+    });
+    tokio::select! {
+        failed = &mut reaching => return failed,
+        _ = timeout(START_WAIT, both.wait_for(|reached| *reached)) => {}
+        stop = &mut stop => return stop,
+    }
     let listener = TcpListener::bind(serve.listen)
         .await
         .map_err(|error| format!("cannot listen on {}: {error}", serve.listen))?;
@@ -72,7 +84,7 @@ pub(crate) async fn run(serve: Serve, urls: [String; 2]) -> Result<(), Error> {
         // An error says that the sender is gone: as good as a stop.
         let _ = told.wait_for(|stopped| *stopped).await;
     });
-    let mut serving = tokio::spawn(serving.into_future());
+    let mut serving = tokio::spawn(serving);
     let coordinating = async {
         match &group {
             Some(group) => group.coordinate(&current, |log| opening.open(log)).await,
@@ -82,6 +94,7 @@ pub(crate) async fn run(serve: Serve, urls: [String; 2]) -> Result<(), Error> {
     let ended = tokio::select! {
         ended = &mut serving => return Ok(ended?),
         ended = coordinating => ended,
+        failed = reaching => failed,
         stop = stop => stop,
     };
     stopped.send_replace(true);
@@ -114,18 +127,24 @@ fn classic_log(serve: &Serve) -> Result<StoreLog<JournalStore>, Error> {
 struct Opening<'a> {
     serve: &'a Serve,
     orders: &'a Orders,
-    banks: [PostgresParticipant; 2],
+    banks: [Reach; 2],
 }
 
 impl<'a> Opening<'a> {
-    /// Waits until both banks can be reached.
-    async fn new(serve: &'a Serve, urls: &[String; 2], orders: &'a Orders) -> Result<Self, Error> {
-        let [east, west] = urls;
-        let (east, west) = tokio::try_join!(
-            participant(Bank::East, east, serve.max_transfers),
-            participant(Bank::West, west, serve.max_transfers),
-        )?;
-        Ok(Self { serve, orders, banks: [east, west] })
+    fn new(serve: &'a Serve, orders: &'a Orders) -> Self {
+        Self { serve, orders, banks: Bank::ALL.map(Reach::new) }
+    }
+
+    /// Returns when both banks were reached.
+    ///
+    /// # Errors
+    /// As [`Reach::run`].
+    async fn reach(&self, urls: &[String; 2]) -> Result<(), Error> {
+        let reach = |bank: Bank| {
+            self.banks[bank as usize].run(&urls[bank as usize], self.serve.max_transfers)
+        };
+        tokio::try_join!(reach(Bank::East), reach(Bank::West))?;
+        Ok(())
     }
 
     async fn open(&self, log: impl DecisionLog) -> Result<Transfers, OpenCoordinatorError> {
@@ -139,35 +158,6 @@ impl<'a> Opening<'a> {
         let _ = self.orders;
         let (name, every) = (&self.serve.name, self.serve.recover_every);
         Transfers::open(name, every, banks, participants, log).await
-    }
-}
-
-/// A bank as a participant. Waits for a database that cannot be reached: it may hold transactions
-/// prepared that only this process can end.
-///
-/// # Errors
-/// The server's configuration does not fit.
-async fn participant(bank: Bank, url: &str, max: u32) -> Result<PostgresParticipant, Error> {
-    let mut config = PostgresConfig::default();
-    config.max_branches = max as usize;
-    let mut is_said = false;
-    // Ends: with the first answer. The caller stops waiting by dropping it.
-    loop {
-        let mut server: tokio_postgres::Config = url.parse()?;
-        if server.get_connect_timeout().is_none() {
-            server.connect_timeout(READ_TIMEOUT);
-        }
-        match PostgresParticipant::open(server, config.clone()).await {
-            Ok(participant) => return Ok(participant),
-            Err(PostgresError::Postgres(error)) => {
-                if !is_said {
-                    tracing::warn!(%bank, error = crate::chain(&error), "waiting for the database");
-                }
-                is_said = true;
-                sleep(START_PAUSE).await;
-            }
-            Err(error) => return Err(format!("{bank}: {error}").into()),
-        }
     }
 }
 

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use voussoir_txn::two_phase::postgres::{BranchError, PostgresParticipant};
+use voussoir_txn::two_phase::postgres::BranchError;
 use voussoir_txn::two_phase::{
     Ack, BeginError, CommitError, Coordinator, CoordinatorConfig, DecisionLog, EnlistError,
-    OpenCoordinatorError, Participant, TxnOutcome,
+    OpenCoordinatorError, Participant, ParticipantError, TxnOutcome,
 };
 
 use crate::bank::{Bank, PartError, Transfer, work};
+use crate::reach::Reach;
 
 /// Longest time of one transfer, from its begin to its commit. No statement waits longer.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(5);
@@ -87,6 +88,12 @@ impl From<EnlistError> for TransferError {
     }
 }
 
+impl From<ParticipantError> for TransferError {
+    fn from(error: ParticipantError) -> Self {
+        unavailable(error)
+    }
+}
+
 impl From<BranchError> for TransferError {
     fn from(error: BranchError) -> Self {
         Self::Unavailable(crate::chain(&error))
@@ -113,7 +120,7 @@ pub(crate) enum Done {
 #[derive(Clone, Debug)]
 pub(crate) struct Transfers {
     coordinator: Coordinator,
-    banks: [PostgresParticipant; 2],
+    banks: [Reach; 2],
     under_way: Arc<Mutex<HashSet<String>>>,
     counters: Arc<Counters>,
 }
@@ -130,7 +137,7 @@ impl Transfers {
     pub(crate) async fn open(
         name: &str,
         recover_every: Duration,
-        banks: [PostgresParticipant; 2],
+        banks: [Reach; 2],
         participants: [Arc<dyn Participant>; 2],
         log: impl DecisionLog,
     ) -> Result<Self, OpenCoordinatorError> {
@@ -201,7 +208,8 @@ impl Transfers {
         let mut txn = self.coordinator.begin()?;
         for part in transfer.parts() {
             let gid = txn.enlist(part.bank.name())?;
-            let branch = self.banks[part.bank as usize].begin(&gid, txn.time_left()).await?;
+            let bank = self.banks[part.bank as usize].get()?;
+            let branch = bank.begin(&gid, txn.time_left()).await?;
             match work(&branch, id, transfer, &part).await {
                 Ok(()) => {}
                 // What was done in another bank is undone with the transaction, which is dropped.

@@ -135,15 +135,19 @@ struct Service {
 
 impl Service {
     fn start(stage: &Stage) -> Self {
-        let mut process = stage
-            .program()
+        Self::start_with(stage, |_| {})
+    }
+
+    fn start_with(stage: &Stage, change: impl FnOnce(&mut Command)) -> Self {
+        let mut command = stage.program();
+        command
             .args(["serve", "--exit-with-parent", "--listen", "127.0.0.1:0"])
             .args(["--name", &stage.name, "--recover-every-ms", "200", "--data"])
             .arg(stage.folder())
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .stdout(Stdio::piped());
+        change(&mut command);
+        let mut process = command.spawn().unwrap();
         let mut first_line = String::new();
         let mut stdout = BufReader::new(process.stdout.take().unwrap());
         stdout.read_line(&mut first_line).unwrap();
@@ -274,6 +278,58 @@ fn a_transaction_that_was_ended_by_hand_is_listed_until_it_is_forgotten() {
     assert_eq!(service.ask("GET", "/heuristics", "", "").1, listed, "also after a restart");
     assert_eq!(service.ask("DELETE", &format!("/heuristics/{gid}"), "", "").0, 204);
     assert_eq!(service.ask("GET", "/heuristics", "", ""), (200, json!([])));
+}
+
+/// A bank that is away keeps neither the process nor the other bank waiting, and what was left
+/// prepared there is let go. A password that is wrong is no bank that is away.
+#[test]
+#[ignore = "needs postgresql"]
+fn a_bank_that_is_away_does_not_keep_the_process_from_serving_the_other() {
+    let stage = Stage::new("away");
+    let mut service = Service::start(&stage);
+    let mut stdin = service.process.stdin.take().unwrap();
+    // East is prepared, and the process ends before the decision.
+    stdin.write_all(b"stop 0 before west prepares\n").unwrap();
+    std::thread::scope(|scope| {
+        let service = &service;
+        scope.spawn(move || {
+            let mut stream = TcpStream::connect(&service.address).unwrap();
+            let body = r#"{"from": "east/0", "to": "west/0", "cents": 1}"#;
+            let head = "POST /transfers HTTP/1.1\r\nhost: a\r\nidempotency-key: a";
+            let kind = "content-type: application/json";
+            let length = body.len();
+            write!(stream, "{head}\r\n{kind}\r\ncontent-length: {length}\r\n\r\n{body}").unwrap();
+            let _ = stream.read(&mut [0; 64]);
+        });
+        let prepared = east_prepared(&stage);
+        until("east is prepared", || (sql(None, &prepared) == 1).then_some(()));
+        Command::new("kill").args(["-9", &service.process.id().to_string()]).status().unwrap();
+    });
+    drop(service);
+    let nowhere = "postgres://postgres@127.0.0.1:1/postgres";
+    let again = Service::start_with(&stage, |command| {
+        command.env("WEST_DATABASE_URL", nowhere);
+    });
+    assert_eq!(again.ask("GET", "/health", "", "").0, 200);
+    let prepared = east_prepared(&stage);
+    until("east is let go", || (sql(None, &prepared) == 0).then_some(()));
+    assert_eq!(again.transfer("b", "east/0", "east/1", 1).0, 200);
+    let (status, said) = again.transfer("c", "east/0", "west/1", 1);
+    assert_eq!((status, &said["outcome"]), (503, &json!("unknown")), "{said}");
+    drop(again);
+    let mut missing = stage.program();
+    let database = std::env::var("DATABASE_URL").unwrap();
+    let separator = if database.contains('?') { '&' } else { '?' };
+    missing.env("WEST_DATABASE_URL", format!("{database}{separator}dbname=transfer_never_was"));
+    missing.args(["serve", "--listen", "127.0.0.1:0", "--name", &stage.name, "--data"]);
+    let output = missing.arg(stage.folder()).output().unwrap();
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("west") && said.contains("does not exist"), "{said}");
+}
+
+fn east_prepared(stage: &Stage) -> String {
+    format!("SELECT FROM pg_prepared_xacts WHERE database = '{}'", stage.database("east"))
 }
 
 fn until<T>(what: &str, found: impl Fn() -> Option<T>) -> T {
