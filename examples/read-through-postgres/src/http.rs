@@ -128,7 +128,11 @@ async fn discount(
     }
     match app.catalogue.discount(&name, percent).await {
         Ok(products) => Ok(Json(json!({ "products": products }))),
-        Err(error) => Err(Failure(StatusCode::SERVICE_UNAVAILABLE, error.to_string())),
+        // Asked for again, it would lower them twice.
+        Err(error) => {
+            let error = format!("{error}; the prices may be lower already: read one first");
+            Err(Failure(StatusCode::SERVICE_UNAVAILABLE, error))
+        }
     }
 }
 

@@ -17,6 +17,10 @@ const RECONNECT_PAUSE: Duration = Duration::from_millis(200);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// A connection on which nothing was heard for this long is probed.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
+/// Time between two such probes, and how many in a row must be lost: a server that has vanished is
+/// noticed after 25 s.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_RETRIES: u32 = 3;
 
 /// A task that listens until it is dropped.
 #[derive(Debug)]
@@ -37,6 +41,7 @@ impl Listener {
     ) -> Result<Self, Error> {
         let mut config: Config = url.parse()?;
         config.connect_timeout(CONNECT_TIMEOUT).keepalives_idle(KEEPALIVE_IDLE);
+        config.keepalives_interval(KEEPALIVE_INTERVAL).keepalives_retries(KEEPALIVE_RETRIES);
         let (listen, state) = (format!("LISTEN {}", channel(table)), watch::Sender::new(false));
         let listens = state.subscribe();
         let task = tokio::spawn(async move {

@@ -33,6 +33,10 @@ const NO_DATABASE: &str =
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_writer(std::io::stderr)
+        .init();
     let variable = |name| std::env::var(name).ok().filter(|url| !url.is_empty());
     let (url, redis) = (variable("DATABASE_URL"), variable("REDIS_URL"));
     if cli.mode.is_some() && url.is_none() {
