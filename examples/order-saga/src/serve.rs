@@ -8,8 +8,8 @@ use axum::Router;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::timeout;
-use voussoir_journal::Journal;
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+use voussoir_journal::{Commit, Journal};
 use voussoir_txn::Retry;
 
 use crate::Error;
@@ -33,7 +33,8 @@ const DRAIN: Duration = Duration::from_secs(20);
 /// not ended are for the next process.
 ///
 /// # Errors
-/// The address or the journal cannot be used.
+/// The address or the journal cannot be used, or the journal has failed: every order stands still
+/// until the next process goes on.
 pub(crate) async fn run(serve: Serve) -> Result<(), Error> {
     let mut config = voussoir_journal::Config::default();
     config.segment_bytes = SEGMENT_BYTES;
@@ -92,10 +93,12 @@ async fn listen(
     stopped.send_replace(true);
     // Before the requests end: they wait for sagas.
     end.await;
-    let _ = timeout(DRAIN, serving).await;
+    // Both together: a supervisor kills what has not ended after 30 s.
+    let _ = timeout_at(until, serving).await;
     Ok(())
 }
 
+    let until = Instant::now() + DRAIN;
 /// SIGTERM, Ctrl-C, or the end of standard input.
 async fn told_to_stop(by_parent: bool) -> Result<(), Error> {
     let mut terminate = signal(SignalKind::terminate())?;
@@ -114,4 +117,38 @@ async fn told_to_stop(by_parent: bool) -> Result<(), Error> {
         () = parent => {}
     }
     Ok(())
+}
+
+/// Returns once the journal has failed for good: a write or a sync that failed is never repeated,
+/// so nothing is taken until a next process opens it. A full disk is no failure.
+async fn failed(journal: &Journal) -> voussoir_journal::Error {
+    // Ends with the journal.
+    loop {
+        // Writes nothing, and waits for what is being written.
+        match journal.commit(Commit::new()).await {
+            Err(error) if !error.is_retryable() => return error,
+            _ => sleep(LOOK).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use voussoir_journal::files::crash::CrashFiles;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_journal_that_has_failed_is_noticed_and_one_that_works_is_not() {
+        let disk = CrashFiles::new(1);
+        let mut config = voussoir_journal::Config::default();
+        config.segment_bytes = SEGMENT_BYTES;
+        let journal = Journal::open_with(disk.mount(), config).unwrap();
+        let log = journal.log("orders", 0).unwrap();
+        journal.commit(Commit::new().append(&log, ["one"])).await.unwrap();
+        assert!(timeout(3 * LOOK, failed(&journal)).await.is_err());
+        disk.kill();
+        journal.commit(Commit::new().append(&log, ["two"])).await.unwrap_err();
+        timeout(Duration::from_secs(20), failed(&journal)).await.unwrap();
+    }
 }

@@ -10,7 +10,8 @@ use super::rules::{COMPLETED, Said, UNDONE, step_of, undone};
 use crate::order::Order;
 use crate::orders::{At, How, OrderError, ResolveError, State};
 
-/// Orders that are remembered; the oldest is forgotten first.
+/// Orders that are remembered. The one that has ended first is forgotten first; one that has not
+/// ended is never forgotten, for it may wait for an operator.
 const MAX_ORDERS: usize = 100_000;
 /// The step after which nothing is undone.
 const PIVOT: &str = "shipping";
@@ -22,16 +23,21 @@ pub(super) enum Seen {
     Before,
 }
 
-#[derive(Default)]
 pub(super) struct Board {
     held: Mutex<Held>,
 }
 
-#[derive(Default)]
+impl Default for Board {
+    fn default() -> Self {
+        Self::new(MAX_ORDERS)
+    }
+}
+
 struct Held {
     orders: HashMap<String, Entry>,
-    /// By age. Invariant: the keys of `orders`.
-    ages: VecDeque<String>,
+    /// Those that have ended, in this order.
+    ended: VecDeque<String>,
+    max_orders: usize,
 }
 
 struct Entry {
@@ -46,6 +52,11 @@ struct Entry {
 }
 
 impl Board {
+    pub(super) fn new(max_orders: usize) -> Self {
+        let held = Held { orders: HashMap::new(), ended: VecDeque::new(), max_orders };
+        Self { held: Mutex::new(held) }
+    }
+
     /// Notes that an order is about to be published, unless it is there.
     pub(super) fn begin(
         &self,
@@ -53,11 +64,24 @@ impl Board {
         order: &Order,
     ) -> Result<(Seen, watch::Receiver<State>), OrderError> {
         let mut held = self.held.lock();
+        if !held.orders.contains_key(id) && held.is_full() {
+            let many = held.max_orders;
+            return Err(OrderError::Away(format!("{many} orders have not ended: see /stuck")));
+        }
         let entry = held.entry(id, order);
         if entry.order != *order {
             return Err(OrderError::Mismatch);
         }
         Ok((entry.seen, entry.state.subscribe()))
+    }
+
+    /// Forgets an order of which no event has been observed: it was not published, or will be noted
+    /// again with its first event.
+    pub(super) fn withdraw(&self, id: &str) {
+        let mut held = self.held.lock();
+        if held.orders.get(id).is_some_and(|entry| entry.seen == Seen::Never) {
+            held.orders.remove(id);
+        }
     }
 
     /// Takes an event or a dead letter. One that comes again changes nothing.
@@ -88,6 +112,11 @@ impl Board {
                 _ => entry.answered(&event.id),
             },
             Observed::Dead(letter) => entry.give_up(letter),
+        }
+        if entry.has_ended() {
+            held.ended.push_back(event.saga.clone());
+            let max_orders = held.max_orders;
+            held.forget_ended(max_orders);
         }
     }
 
@@ -134,14 +163,24 @@ impl Board {
 }
 
 impl Held {
+    /// Whether no order can be forgotten for another one.
+    fn is_full(&self) -> bool {
+        self.orders.len() >= self.max_orders && self.ended.is_empty()
+    }
+
+    /// Forgets orders that have ended until so many are left.
+    fn forget_ended(&mut self, left: usize) {
+        while self.orders.len() > left
+            && let Some(first) = self.ended.pop_front()
+        {
+            self.orders.remove(&first);
+        }
+    }
+
     fn entry(&mut self, id: &str, order: &Order) -> &mut Entry {
         if !self.orders.contains_key(id) {
-            self.ages.push_back(id.to_owned());
-            // Ends: each round forgets one.
-            while self.ages.len() > MAX_ORDERS {
-                let oldest = self.ages.pop_front();
-                oldest.map(|oldest| self.orders.remove(&oldest));
-            }
+            // Room for this one. What the log says of an order is taken, whatever the limit.
+            self.forget_ended(self.max_orders.saturating_sub(1));
         }
         self.orders.entry(id.to_owned()).or_insert_with(|| Entry {
             order: order.clone(),

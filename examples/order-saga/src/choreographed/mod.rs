@@ -109,6 +109,19 @@ impl Choreographed {
     }
 }
 
+/// An order that a client has asked for. If it was not published when the client has its answer, or
+/// has gone, the board forgets it.
+struct Begun<'a> {
+    board: &'a Board,
+    id: &'a str,
+}
+
+impl Drop for Begun<'_> {
+    fn drop(&mut self) {
+        self.board.withdraw(self.id);
+    }
+}
+
 /// Shows the board every event.
 async fn follow(bus: Arc<dyn Bus>, mut tail: Box<dyn Tail>, board: Arc<Board>) {
     // Ends: with its process.
@@ -141,6 +154,7 @@ async fn clean(queue: Queue) {
 #[async_trait]
 impl Orders for Choreographed {
     async fn order(&self, id: &str, order: &Order, wait: Duration) -> Result<State, OrderError> {
+        let _begun = Begun { board: &self.board, id };
         let (seen, mut state) = self.board.begin(id, order)?;
         if seen == Seen::Never {
             let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

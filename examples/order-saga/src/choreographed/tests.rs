@@ -218,3 +218,25 @@ async fn letters_and_events_may_come_in_any_order(bus: &Arc<dyn Bus>) {
         }
     }
 }
+
+/// The one that waits for an operator is the oldest of all, and still there.
+#[test]
+fn what_has_ended_is_forgotten_and_what_is_open_never() {
+    let event = |kind: &str, id: &str| {
+        let body = Said { order: order(), because: None }.body();
+        Observed::Event(Event::first(&format!("{id}/{kind}"), kind, id, body))
+    };
+    let board = Board::new(2);
+    for id in ["a", "b"] {
+        board.begin(id, &order()).unwrap();
+        board.observe(&event(rules::REQUESTED, id));
+    }
+    assert!(matches!(board.begin("c", &order()), Err(OrderError::Away(_))), "both are open");
+    board.observe(&event(rules::COMPLETED, "b"));
+    board.begin("c", &order()).unwrap();
+    assert_eq!((board.state("a"), board.state("b")), (Some(State::Open), None));
+    // It was never published: whoever asked for it has gone.
+    board.withdraw("c");
+    assert_eq!((board.state("a"), board.state("c")), (Some(State::Open), None));
+    board.begin("d", &order()).unwrap();
+}
