@@ -86,9 +86,9 @@ pub struct Add {
     /// Address on which the new node listens for its peers
     #[arg(long, value_name = "ADDR")]
     pub peers: SocketAddr,
-    /// Address on which the new node serves HTTP
-    #[arg(long, value_name = "ADDR")]
-    pub http: SocketAddr,
+    /// Address on which the new node serves HTTP, or the URL at which clients reach it
+    #[arg(long, value_name = "ADDR", value_parser = http_address)]
+    pub http: String,
 }
 
 #[derive(Debug, PartialEq, Eq, Args)]
@@ -172,7 +172,8 @@ pub struct Serve {
     /// Folder with the data of the node
     #[arg(long, value_name = "FOLDER")]
     pub data: PathBuf,
-    /// Another node: its number, its address for peers, its HTTP address; once for each node
+    /// Another node: its number, its address for peers, its HTTP address or the URL at which
+    /// clients reach it; once for each node
     #[arg(long = "peer", value_name = "ID=ADDR,HTTP_ADDR", value_parser = peer)]
     pub peers: Vec<Peer>,
     /// The node joins a cluster that serves: it waits until `store add` or `store replace` names
@@ -252,7 +253,6 @@ pub struct Limits {
     pub keep_entries: u64,
 }
 
-impl Serve {
 impl Limits {
     /// How many bytes of keys and values the node takes: beside them the journal holds a snapshot
     /// that is being made, and the log behind it.
@@ -261,6 +261,7 @@ impl Limits {
     }
 }
 
+impl Serve {
     /// Raft's configuration. Raft checks it at the start.
     pub fn raft(&self) -> Config {
         let voters: Vec<u64> = self.peers.iter().map(|peer| peer.id).chain([self.id]).collect();
@@ -283,12 +284,13 @@ impl Limits {
 pub struct Peer {
     pub id: u64,
     pub address: SocketAddr,
-    pub http: SocketAddr,
+    /// Where clients are sent: an address, or a URL.
+    pub http: String,
 }
 
 fn peer(word: &str) -> Result<Peer, String> {
     let parts = word.split_once('=').and_then(|(id, rest)| Some((id, rest.split_once(',')?)));
-    let Some((id, (peers, http))) = parts else {
+    let Some((id, (peers, served))) = parts else {
         return Err("expected ID=ADDR,HTTP_ADDR, as in 2=127.0.0.1:7002,127.0.0.1:8002".to_owned());
     };
     let address = |word: &str| {
@@ -296,7 +298,26 @@ fn peer(word: &str) -> Result<Peer, String> {
     };
     let id = id.parse().ok().filter(|id| *id > 0);
     let id = id.ok_or("a node id is a number from 1")?;
-    Ok(Peer { id, address: address(peers)?, http: address(http)? })
+    Ok(Peer { id, address: address(peers)?, http: http_address(served)? })
+}
+
+/// Where clients reach a node: its address, or the URL of a proxy in front of it.
+///
+/// # Errors
+/// It is neither.
+pub fn http_address(word: &str) -> Result<String, String> {
+    let is_url = |url: &axum::http::Uri| {
+        let is_http = matches!(url.scheme_str(), Some("http" | "https"));
+        is_http && url.authority().is_some() && url.path() == "/" && url.query().is_none()
+    };
+    if word.parse::<SocketAddr>().is_ok() {
+        return Ok(word.to_owned());
+    }
+    let is_usable = !word.contains(',') && word.parse().is_ok_and(|url| is_url(&url));
+    let url = word.trim_end_matches('/').to_owned();
+    is_usable.then_some(url).ok_or_else(|| {
+        format!("{word} is neither an address as 127.0.0.1:8002 nor a URL as https://two.example")
+    })
 }
 
 /// Parses a number with a unit: `50ms`, `2s`, `1m`.
@@ -361,6 +382,13 @@ pub fn check(serve: &Serve) -> Result<(), String> {
         if peer.id == serve.id {
             return Err(format!("--peer {}: node {} is among its own peers", peer.id, peer.id));
         }
+        // The nodes of a store in shards ask each other at these addresses.
+        if serve.shards.is_some() && peer.http.parse::<SocketAddr>().is_err() {
+            return Err(format!(
+                "--peer {}: with --shards {} must be an address",
+                peer.id, peer.http
+            ));
+        }
         if serve.peers[..at].iter().any(|other| other.id == peer.id) {
             return Err(format!("--peer {}: given twice", peer.id));
         }
@@ -400,12 +428,14 @@ mod tests {
         let create = Create { id: 2, data: "d".into() };
         assert_eq!(parsed("create --id 2 --data d"), Ok(Some(Mode::Create(create))));
         let [to, peers, http] = [1, 2, 3].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
-        let new = Add { to, id: 4, peers, http };
+        let new = Add { to, id: 4, peers, http: http.to_string() };
         let line = "replace --old 2 --to 127.0.0.1:1 --id 4 --peers 127.0.0.1:2 --http 127.0.0.1:3";
         assert_eq!(parsed(line), Ok(Some(Mode::Replace(Replace { old: 2, new }))));
         let node = served("--peer 2=127.0.0.1:3,127.0.0.1:4 --peer 3=127.0.0.1:5,127.0.0.1:6");
         assert_eq!((node.id, node.peers.len(), node.exit_with_parent), (1, 2, false));
-        assert_eq!(node.peers[0].http.port(), 4);
+        assert_eq!(node.peers[0].http, "127.0.0.1:4");
+        let node = served("--peer 2=127.0.0.1:3,https://two.example/");
+        assert_eq!(node.peers[0].http, "https://two.example");
         assert_eq!(check(&node), Ok(()));
     }
 
@@ -476,6 +506,8 @@ mod tests {
             ("serve", "--listen <ADDR>"),
             ("create --id 0 --data d", "0 is not in 1.."),
             ("serve --peer 2=x", "expected ID=ADDR,HTTP_ADDR"),
+            ("serve --peer 2=127.0.0.1:3,two.example", "nor a URL as https://two.example"),
+            ("serve --peer 2=127.0.0.1:3,https://two/kv", "nor a URL as https://two.example"),
             ("serve --drain 99999999m", "expected 0ms to 1440m"),
             ("serve --drain 99999999999999999999m", "expected 0ms to 1440m"),
             ("serve --tls-ca ca.pem", "--tls-cert <FILE>"),
@@ -491,6 +523,7 @@ mod tests {
         let wrong = [
             ("--peer 1=127.0.0.1:3,127.0.0.1:4", "node 1 is among its own peers"),
             ("--peer 2=127.0.0.1:3,127.0.0.1:4 --peer 2=127.0.0.1:3,127.0.0.1:4", "given twice"),
+            ("--shards 2 --peer 2=127.0.0.1:3,https://two.example", "must be an address"),
             (
                 "--heartbeat 150ms",
                 "`min_election_timeout` must be at least twice `heartbeat_interval`",

@@ -420,8 +420,12 @@ impl Failure {
         Self::rejected(StatusCode::SERVICE_UNAVAILABLE, error.into())
     }
 
+    /// `address` is a URL, or an address that stands for `http://ADDRESS`.
     pub fn redirect(address: &str, uri: &Uri) -> Self {
-        let leader = Some(format!("http://{address}{uri}"));
+        let scheme = if address.contains("://") { "" } else { "http://" };
+        // Of a request in absolute form the rest names this node.
+        let target = uri.path_and_query().map_or("/", |target| target.as_str());
+        let leader = Some(format!("{scheme}{address}{target}"));
         let status = StatusCode::TEMPORARY_REDIRECT;
         Self { status, error: "not the leader".to_owned(), outcome: "not_applied", leader }
     }
@@ -481,10 +485,6 @@ pub(crate) fn valid_key(key: Key) -> Result<Bytes, Failure> {
     Ok(key.into())
 }
 
-pub(crate) fn etag(version: u64) -> String {
-    format!("\"{version}\"")
-}
-
 /// Refuses a command that would make data of `stored` bytes more than `max`.
 pub(crate) fn room_for(command: &Command, stored: u64, max: u64) -> Result<(), Failure> {
     match command {
@@ -494,6 +494,10 @@ pub(crate) fn room_for(command: &Command, stored: u64, max: u64) -> Result<(), F
         }
         _ => Ok(()),
     }
+}
+
+pub(crate) fn etag(version: u64) -> String {
+    format!("\"{version}\"")
 }
 
 /// Parses `If-Match: "VERSION"`, `If-Match: *` or `If-None-Match: *`.
@@ -509,5 +513,20 @@ pub(crate) fn condition(headers: &HeaderMap) -> Result<Condition, Failure> {
             version.map(Condition::Version).ok_or_else(wrong)
         }
         _ => Err(Failure::bad_request("either If-Match: \"VERSION\" or * or If-None-Match: *")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_redirect_goes_where_clients_reach_the_leader() {
+        let location = |address: &str, target: &str| {
+            Failure::redirect(address, &target.parse().unwrap()).leader.unwrap()
+        };
+        assert_eq!(location("10.0.0.2:8002", "/kv/a?b=c"), "http://10.0.0.2:8002/kv/a?b=c");
+        assert_eq!(location("https://two.example", "/kv/a"), "https://two.example/kv/a");
+        assert_eq!(location("10.0.0.2:8002", "http://one/kv/a"), "http://10.0.0.2:8002/kv/a");
     }
 }

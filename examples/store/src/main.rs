@@ -65,7 +65,7 @@ fn main() -> ExitCode {
 
 /// Asks a cluster for other members, and says who they are then.
 async fn ask(to: SocketAddr, new: Option<&Add>, remove: Option<u64>) -> Result<(), Box<dyn Error>> {
-    let add = new.map(|new| Added { id: new.id, peers: new.peers, http: new.http });
+    let add = new.map(|new| Added { id: new.id, peers: new.peers, http: new.http.clone() });
     let members = members::ask(to, &Wanted { add, remove }).await?;
     println!("voters: {:?}, learners: {:?}", members.voters, members.learners);
     Ok(())

@@ -27,6 +27,7 @@ use voussoir_raft::{
     SnapshotAnswer, SnapshotPart, Transport,
 };
 
+use crate::args::http_address;
 use crate::client::{Answered, Client};
 use crate::http::{App, Failure};
 
@@ -138,7 +139,8 @@ pub struct Members {
 pub struct Added {
     pub id: u64,
     pub peers: SocketAddr,
-    pub http: SocketAddr,
+    /// Where clients are sent: an address, or a URL.
+    pub http: String,
 }
 
 /// Who is to come and to go.
@@ -174,6 +176,9 @@ pub async fn change(
     // Whatever its content type: `curl -d` names another one.
     let wanted: Wanted = serde_json::from_slice(&body)
         .map_err(|error| Failure::bad_request(format!("the body is no change: {error}")))?;
+    if let Some(Added { http, .. }) = &wanted.add {
+        http_address(http).map_err(Failure::bad_request)?;
+    }
     match app.raft.change(wanted.change(), Instant::now() + CHANGE_WAIT).await {
         Ok(_) => Ok(Json(app.members())),
         Err(ChangeError::Rejected(ChangeRejected::NotLeader { leader })) => {

@@ -38,9 +38,9 @@ pub(crate) const RAFT_SERVICE: u16 = 1;
 const GROUP: u64 = 0;
 /// How long the node waits at shutdown for its peers to take queued messages.
 pub(crate) const GOODBYE: Duration = Duration::from_secs(1);
-
 /// How long a leader that shuts down answers requests in flight before it hands over.
 const MOMENT: Duration = Duration::from_millis(200);
+
 /// Why a node did not start, or stopped without being told to.
 #[derive(Debug, thiserror::Error)]
 pub enum Stopped {
@@ -168,7 +168,7 @@ async fn run(node: Serve) -> Result<(), Box<dyn Error>> {
 
     let book = Arc::new(AddressBook::default());
     for peer in &node.peers {
-        book.insert(peer.id, Some(peer.address), peer.http.to_string());
+        book.insert(peer.id, Some(peer.address), peer.http.clone());
     }
     book.insert(node.id, None, http_address.to_string());
     let (tcp, peers) = connect(&node, &book).await?;
@@ -195,10 +195,10 @@ async fn run(node: Serve) -> Result<(), Box<dyn Error>> {
         timeout: node.timing.request_timeout,
         disk_stall: node.timing.disk_stall,
         commit_at_start: raft.status().borrow().commit,
+        max_data: node.limits.max_data(),
         traffic: Traffic::default(),
         freshness: Freshness::default(),
     });
-        max_data: node.limits.max_data(),
     let mut observers = JoinSet::new();
     observers.spawn(observe::peers(tcp.events(), peers, raft.clone()));
     observers.spawn(observe::leadership(raft.clone(), app.metrics.elections.clone()));
@@ -273,7 +273,6 @@ async fn hand_over(raft: &Raft) {
     }
 }
 
-/// Whether a restart with the same folder would end in the same way.
 /// Takes no new requests, hands over, and waits for those in flight until the deadline, or until a
 /// second SIGTERM or Ctrl-C.
 ///
@@ -298,6 +297,7 @@ pub(crate) async fn drain_and_hand_over(
     }
 }
 
+/// Whether a restart with the same folder would end in the same way.
 pub(crate) fn must_be_rebuilt(reason: &StopReason) -> bool {
     let lost = [HaltReason::Damaged, HaltReason::LogLost, HaltReason::Inconsistent];
     reason.halted().is_some_and(|reason| lost.contains(&reason))

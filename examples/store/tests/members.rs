@@ -142,7 +142,8 @@ async fn all_nodes_are_replaced_under_load() {
         let http_of = |of: u64| cluster.addresses().into_iter().find(|(id, _)| *id == of);
         let (to, http) = (http_of(leader).unwrap().1, http_of(id).unwrap().1);
         let peers = cluster.peer_address(id).unwrap();
-        let wanted = Wanted { add: Some(Added { id, peers, http }), remove: Some(old) };
+        let wanted =
+            Wanted { add: Some(Added { id, peers, http: http.to_string() }), remove: Some(old) };
         let members = members::ask(to, &wanted).await.unwrap();
         assert!(members.voters.contains(&id) && !members.voters.contains(&old), "{members:?}");
         cluster.retire(old).await.unwrap();

@@ -144,7 +144,8 @@ async fn a_node_is_replaced_over_tls_by_one_that_has_a_certificate() {
     let other = tempfile::tempdir().unwrap();
     Authority::new().unwrap().equip(&mut cluster, other.path(), id).unwrap();
     cluster.start(id).unwrap();
-    let wanted = Wanted { add: Some(Added { id, peers, http }), remove: Some(old) };
+    let wanted =
+        Wanted { add: Some(Added { id, peers, http: http.to_string() }), remove: Some(old) };
     let replaced = tokio::spawn(async move { members::ask(to, &wanted).await });
     said(&cluster, leader, &format!("peer={id}"), 1).await;
     let deadline = Instant::now() + Duration::from_secs(5);

@@ -106,7 +106,8 @@ async fn replace_a_follower(
         return Err("a node without an address".into());
     };
     let peers = cluster.peer_address(id).ok_or("a node without an address")?;
-    let wanted = Wanted { add: Some(Added { id, peers, http }), remove: Some(old) };
+    let wanted =
+        Wanted { add: Some(Added { id, peers, http: http.to_string() }), remove: Some(old) };
     members::ask(to, &wanted).await?;
     cluster.retire(old).await?;
     Ok(old)

@@ -125,7 +125,7 @@ pub async fn begin(host: &Host) -> Result<(), Failed> {
     }
     let mut nodes = std::collections::BTreeMap::new();
     for peer in &host.serve.peers {
-        nodes.insert(peer.id, Address { peers: peer.address, http: peer.http });
+        nodes.insert(peer.id, Address { peers: peer.address, http: peer.http.parse()? });
     }
     let http = host.book.http(host.id()).ok_or("no address of its own")?.parse()?;
     nodes.insert(host.id(), Address { peers: host.serve.listen, http });

@@ -36,7 +36,7 @@ async fn run(serve: Serve) -> Result<(), Box<dyn Error>> {
     let (journal, map_log) = node::open_store(&serve)?;
     let book = Arc::new(AddressBook::default());
     for peer in &serve.peers {
-        book.insert(peer.id, Some(peer.address), peer.http.to_string());
+        book.insert(peer.id, Some(peer.address), peer.http.clone());
     }
     book.insert(serve.id, None, http.to_string());
     let (tcp, _peers) = node::connect(&serve, &book).await?;
