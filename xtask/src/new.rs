@@ -3,10 +3,13 @@
 //!
 //! What the template inherits from this workspace is written out in the copy's manifest
 //! ([`manifest`]). The copy gets this workspace's `Cargo.lock`, so that it builds with the versions
-//! that are tested here, and its formatter's and linter's configuration.
+//! that are tested here, and its formatter's and linter's configuration. A template whose nodes
+//! talk to each other gets a `CLUSTER` number of its own.
 
 use std::fs;
+use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use crate::run::files;
 
@@ -58,6 +61,7 @@ pub(crate) fn copy(folder: &Path, from: &str) -> Result<(), String> {
         return Err(format!("{} is not empty", folder.display()));
     }
     let template = Path::new("examples").join(from);
+    let cluster = drawn();
     let mut text = manifest::written_out(&root, &template)?;
     if let Some(outer) = workspace_around(folder) {
         let note = format!(
@@ -74,10 +78,38 @@ pub(crate) fn copy(folder: &Path, from: &str) -> Result<(), String> {
     for file in files(&root)? {
         let Ok(inner) = Path::new(&file).strip_prefix(&template) else { continue };
         if !NOT_COPIED.iter().any(|name| inner == Path::new(name)) {
-            write(&folder.join(inner), &read(&root.join(&file))?)?;
+            let bytes = read(&root.join(&file))?;
+            write(&folder.join(inner), &with_own_cluster(bytes, cluster))?;
         }
     }
     Ok(())
+}
+
+/// What a constant begins with that keeps nodes of one cluster from talking to those of another.
+const CLUSTER: &str = "const CLUSTER: u128 = ";
+
+/// A source file with a cluster number of its own, if it has one. With the same number as every
+/// other copy of the template, a node that is given a wrong address would be taken for one of
+/// theirs.
+fn with_own_cluster(bytes: Vec<u8>, cluster: u128) -> Vec<u8> {
+    let own = |line: &str| match line.split_once(CLUSTER) {
+        Some((before, rest)) if rest.ends_with(";\n") => {
+            format!("{before}{CLUSTER}0x{cluster:032x};\n")
+        }
+        _ => line.to_owned(),
+    };
+    match std::str::from_utf8(&bytes) {
+        Ok(text) if text.contains(CLUSTER) => {
+            text.split_inclusive('\n').map(own).collect::<String>().into_bytes()
+        }
+        _ => bytes,
+    }
+}
+
+/// A number that no other copy has: the keys of a hasher are random.
+fn drawn() -> u128 {
+    let half = || u128::from(RandomState::new().hash_one(SystemTime::now()));
+    half() << 64 | half()
 }
 
 /// The closest folder above `folder` whose manifest begins a workspace.

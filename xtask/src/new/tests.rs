@@ -88,12 +88,43 @@ fn every_template_can_be_copied() {
         let text = fs::read_to_string(copied.join("Cargo.toml")).unwrap();
         assert!(!text.contains("workspace = true"), "{text}");
         output(&mut cargo_in(&copied, &["metadata", "--format-version", "1", "--quiet"])).unwrap();
-        let diff = ["-r", "--brief", "--exclude=Cargo.*", "--exclude=mutants.toml"];
+        let diff = ["-r", "--brief", "--ignore-matching-lines=const CLUSTER: u128 = "];
         let original = crate::root().join("examples").join(name).join("src");
         output(Command::new("diff").args(diff).arg(original).arg(copied.join("src"))).unwrap();
         assert!(copy(&copied, name).unwrap_err().contains("is not empty"));
     }
     assert!(copy(&folder.0.join("new"), "nothing").unwrap_err().contains("resilient-client"));
+}
+
+/// Copies with one number would be one cluster: a node with a wrong address would join the other.
+#[test]
+fn each_copy_gets_a_cluster_number_of_its_own() {
+    let folder = Folder::new("clusters");
+    let number = |file: &Path| {
+        let text = fs::read_to_string(file).unwrap();
+        let line = text.lines().find(|line| line.contains("const CLUSTER: u128 = ")).unwrap();
+        line.split_once(" = ").unwrap().1.trim_end_matches(';').to_owned()
+    };
+    let clusters = [
+        ("account", "src/main.rs"),
+        ("cart", "src/main.rs"),
+        ("leader", "src/node.rs"),
+        ("likes", "src/main.rs"),
+        ("store", "src/node.rs"),
+        ("transfer", "src/group.rs"),
+    ];
+    for (name, file) in clusters {
+        let mut numbers = vec![number(&crate::root().join("examples").join(name).join(file))];
+        for copied in ["one", "two"] {
+            let copied = folder.0.join(format!("{name}-{copied}"));
+            copy(&copied, name).unwrap();
+            numbers.push(number(&copied.join(file)));
+        }
+        numbers.sort();
+        numbers.dedup();
+        assert_eq!(numbers.len(), 3, "{name}: {numbers:?}");
+        assert!(numbers.iter().all(|number| number.starts_with("0x")), "{name}: {numbers:?}");
+    }
 }
 
 /// A template is copied whole, so what several of them need stands in each.
