@@ -8,6 +8,7 @@ use crate::run::{cargo, output};
 
 mod circles;
 mod map;
+mod readme;
 mod source;
 
 /// Lines of a source file, tests in the same file included.
@@ -64,6 +65,8 @@ pub(crate) fn run() -> Result<(), String> {
     for (name, allowed) in MAY_USE {
         check_dependencies(name, allowed, &mut problems)?;
         check_skeleton(&root, name, &mut problems);
+        let readme = std::fs::read_to_string(root.join(name).join("README.md"));
+        problems.extend(readme::problems(name, &readme.unwrap_or_default()));
         let sources = Crate::parse(&root.join(name).join("src"))?;
         problems.extend(crate::api::problems(&root, name, &sources)?);
         check_circles(name, &sources, &mut problems);
