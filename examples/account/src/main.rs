@@ -15,6 +15,7 @@ mod serve;
 use std::process::ExitCode;
 
 use clap::Parser;
+use tracing_subscriber::filter::LevelFilter;
 
 use args::{Cli, Mode};
 
@@ -26,6 +27,7 @@ const CLUSTER: u128 = 0x6163_636F;
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
+    tracing_subscriber::fmt().with_max_level(LevelFilter::WARN).with_writer(std::io::stderr).init();
     let result = match cli.mode {
         Some(Mode::Serve(serve)) => serve::run(&serve).await,
         #[cfg(feature = "demo")]
@@ -38,7 +40,8 @@ async fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("account: {error}");
-            ExitCode::FAILURE
+            // Without waiting for the thread that reads the standard input.
+            std::process::exit(1)
         }
     }
 }

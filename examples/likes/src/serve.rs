@@ -18,7 +18,7 @@ use voussoir_quorum::Bytes;
 
 use crate::Error;
 use crate::args::Serve;
-use crate::cluster::Server;
+use crate::cluster::{Server, failed};
 use crate::likes::Likes;
 
 pub(crate) async fn run(args: &Serve) -> Result<(), Error> {
@@ -26,8 +26,15 @@ pub(crate) async fn run(args: &Serve) -> Result<(), Error> {
     let likes = Likes::new(&server).await?;
     println!("= node {} is ready", args.id);
     let mut lines = BufReader::new(tokio::io::stdin()).lines();
-    // Ends with the input.
-    while let Some(line) = lines.next_line().await? {
+    // Ends with the input, or with an error.
+    loop {
+        let line = tokio::select! {
+            line = lines.next_line() => line?,
+            error = failed(&server.journal) => {
+                return Err(format!("the journal has failed: {error}").into());
+            }
+        };
+        let Some(line) = line else { break };
         match answer(&server, &likes, &line).await {
             Ok(answer) => println!("= {answer}"),
             Err(error) => println!("! {error}"),

@@ -28,6 +28,8 @@ const RETRY_PAUSE: Duration = Duration::from_millis(50);
 const SEGMENT_BYTES: u64 = 32 << 20;
 /// How long calls that are under way may take to end, after the process was told to stop.
 const DRAIN: Duration = Duration::from_secs(20);
+/// Time between two looks whether the journal has failed.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// Takes orders until it is told to stop; then ends the calls that are under way. Orders that have
 /// not ended are for the next process.
@@ -50,7 +52,8 @@ pub(crate) async fn run(serve: Serve) -> Result<(), Error> {
     };
     let said = format!("{} orders to go on with", orders.open());
     let app = router(Arc::clone(&orders));
-    listen(serve.listen, app, &said, serve.exit_with_parent, async {
+    let failed = failed(&journal);
+    listen(serve.listen, app, &said, serve.exit_with_parent, failed, async {
         if timeout(DRAIN, orders.drain()).await.is_err() {
             eprintln!("order-saga: calls were under way after {DRAIN:?}");
         }
@@ -64,7 +67,8 @@ pub(crate) async fn run(serve: Serve) -> Result<(), Error> {
 /// The address cannot be used.
 pub(crate) async fn run_services(serve: Services) -> Result<(), Error> {
     let app = services::router(Arc::new(Tables::default()));
-    listen(serve.listen, app, "in memory", serve.exit_with_parent, async {}).await
+    let failed = std::future::pending();
+    listen(serve.listen, app, "in memory", serve.exit_with_parent, failed, async {}).await
 }
 
 async fn listen(
@@ -72,6 +76,7 @@ async fn listen(
     app: Router,
     said: &str,
     exit_with_parent: bool,
+    failed: impl Future<Output = voussoir_journal::Error>,
     end: impl Future<Output = ()>,
 ) -> Result<(), Error> {
     let listener = TcpListener::bind(address)
@@ -85,12 +90,14 @@ async fn listen(
         // An error says that the sender is gone: as good as a stop.
         let _ = told.wait_for(|stopped| *stopped).await;
     });
-    let mut serving = tokio::spawn(serving.into_future());
+    let mut serving = tokio::spawn(serving);
     tokio::select! {
-        ended = &mut serving => return Ok(ended??),
+        ended = &mut serving => return Ok(ended?),
         stop = told_to_stop(exit_with_parent) => stop?,
+        error = failed => return Err(format!("the journal has failed: {error}").into()),
     }
     stopped.send_replace(true);
+    let until = Instant::now() + DRAIN;
     // Before the requests end: they wait for sagas.
     end.await;
     // Both together: a supervisor kills what has not ended after 30 s.
@@ -98,7 +105,6 @@ async fn listen(
     Ok(())
 }
 
-    let until = Instant::now() + DRAIN;
 /// SIGTERM, Ctrl-C, or the end of standard input.
 async fn told_to_stop(by_parent: bool) -> Result<(), Error> {
     let mut terminate = signal(SignalKind::terminate())?;

@@ -31,6 +31,10 @@ const NO_DATABASE: &str =
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_writer(std::io::stderr)
+        .init();
     let url = std::env::var("DATABASE_URL").ok().filter(|url| !url.is_empty());
     if cli.mode.is_some() && url.is_none() {
         eprintln!("write-behind: {NO_DATABASE}");

@@ -1,9 +1,12 @@
 //! One process of the service, from its start to its end.
 
+use std::time::Duration;
+
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
+use voussoir_journal::{Commit, Journal};
 
 use crate::Error;
 use crate::args::Serve;
@@ -18,7 +21,8 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Serves until it is told to stop; then answers the requests in flight and flushes the backlog.
 ///
 /// # Errors
-/// The address, the journal or the connection string cannot be used.
+/// The address, the journal or the connection string cannot be used, or the journal has failed:
+/// nothing is acknowledged until the next process goes on.
 pub(crate) async fn run(serve: Serve, url: &str) -> Result<(), Error> {
     let table = Table::new(url, &serve.table.name)?;
     let listener = TcpListener::bind(serve.listen)
@@ -29,7 +33,8 @@ pub(crate) async fn run(serve: Serve, url: &str) -> Result<(), Error> {
         flush_after: serve.flush_after,
         max_journal_bytes: serve.max_journal_mib << 20,
     };
-    let service = Service::open(&serve.data, &config, table.clone(), table.clone())?;
+    let journal = open_journal(&serve.data, &config)?;
+    let service = Service::open(&journal, &config, table.clone(), table.clone())?;
     let backlog = service.stats().backlog;
     // One line for whoever started it, who may have asked for port 0.
     println!("listening on http://{}, {backlog} counters to flush", listener.local_addr()?);
@@ -40,10 +45,11 @@ pub(crate) async fn run(serve: Serve, url: &str) -> Result<(), Error> {
         // An error says that the sender is gone: as good as a stop.
         let _ = told.wait_for(|stopped| *stopped).await;
     });
-    let mut serving = tokio::spawn(serving.into_future());
+    let mut serving = tokio::spawn(serving);
     tokio::select! {
-        ended = &mut serving => return Ok(ended??),
+        ended = &mut serving => return Ok(ended?),
         stop = told_to_stop(serve.exit_with_parent) => stop?,
+        error = failed(&journal) => return Err(format!("the journal has failed: {error}").into()),
     }
     stopped.send_replace(true);
     let drained = timeout(serve.drain, async {
@@ -81,4 +87,37 @@ async fn told_to_stop(by_parent: bool) -> Result<(), Error> {
         () = parent => {}
     }
     Ok(())
+}
+
+/// Returns once the journal has failed for good: a write or a sync that failed is never repeated,
+/// so nothing is taken until a next process opens it. A full disk is no failure.
+async fn failed(journal: &Journal) -> voussoir_journal::Error {
+    // Ends with the journal.
+    loop {
+        // Writes nothing, and waits for what is being written.
+        match journal.commit(Commit::new()).await {
+            Err(error) if !error.is_retryable() => return error,
+            _ => sleep(LOOK).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use voussoir_journal::files::crash::CrashFiles;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_journal_that_has_failed_is_noticed_and_one_that_works_is_not() {
+        let disk = CrashFiles::new(1);
+        let config = voussoir_journal::Config::default();
+        let journal = Journal::open_with(disk.mount(), config).unwrap();
+        let log = journal.log("views", 0).unwrap();
+        journal.commit(Commit::new().append(&log, ["one"])).await.unwrap();
+        assert!(timeout(3 * LOOK, failed(&journal)).await.is_err());
+        disk.kill();
+        journal.commit(Commit::new().append(&log, ["two"])).await.unwrap_err();
+        timeout(Duration::from_secs(20), failed(&journal)).await.unwrap();
+    }
 }

@@ -87,6 +87,17 @@ impl ReportError {
     }
 }
 
+/// Opens the journal in `folder`.
+///
+/// # Errors
+/// It cannot be opened.
+pub(crate) fn open_journal(folder: &Path, config: &Config) -> Result<Journal, AnyError> {
+    let mut journal = voussoir_journal::Config::default();
+    journal.segment_bytes = SEGMENT_BYTES;
+    journal.max_bytes = config.max_journal_bytes;
+    Ok(Journal::open(folder, journal)?)
+}
+
 /// Counts reports. Clones are handles to the same service.
 #[derive(Clone, Debug)]
 pub(crate) struct Service(Arc<Inner>);
@@ -103,27 +114,23 @@ struct Inner {
 }
 
 impl Service {
-    /// Opens the journal in `folder` and reads back what was acknowledged and not flushed. The
-    /// source must see what the sink has taken.
+    /// Reads back from the journal what was acknowledged and not flushed. The source must see what
+    /// the sink has taken.
     ///
     /// # Errors
-    /// The configuration is rejected, or the journal cannot be opened.
+    /// The configuration is rejected, or the journal cannot be read.
     pub(crate) fn open(
-        folder: &Path,
+        journal: &Journal,
         config: &Config,
         source: impl Source<Key, Count>,
         sink: impl Sink<Key, Count>,
     ) -> Result<Self, AnyError> {
-        let mut journal = voussoir_journal::Config::default();
-        journal.segment_bytes = SEGMENT_BYTES;
-        journal.max_bytes = config.max_journal_bytes;
-        let journal = Journal::open(folder, journal)?;
         let mut behind = WriteBehindConfig::default();
         behind.max_keys = config.max_backlog;
         behind.flush_after = config.flush_after;
         behind.sink_timeout = SINK_TIMEOUT;
         behind.max_backoff = MAX_BACKOFF;
-        let behind = WriteBehind::open(&journal, "views", PlainCodec, behind)?;
+        let behind = WriteBehind::open(journal, "views", PlainCodec, behind)?;
         let mut cache = voussoir_cache::Config::default();
         cache.max_weight = MAX_COUNTERS;
         cache.hard_timeout = LOAD_TIMEOUT;

@@ -60,7 +60,9 @@ fn config(max_backlog: usize) -> Config {
 }
 
 fn open(folder: &Path, rows: &Rows, max_backlog: usize) -> Service {
-    Service::open(folder, &config(max_backlog), rows.clone(), rows.clone()).unwrap()
+    let config = config(max_backlog);
+    let journal = open_journal(folder, &config).unwrap();
+    Service::open(&journal, &config, rows.clone(), rows.clone()).unwrap()
 }
 
 const KEY: Key = Key { page: 7, edge: 1 };
@@ -169,8 +171,11 @@ async fn counts_survive_a_process_whose_table_was_away() {
     drop(service);
     // The journal is closed by the last of the tasks that use it.
     let again = loop {
-        match Service::open(folder.path(), &config(100), rows.clone(), rows.clone()) {
-            Ok(service) => break service,
+        match open_journal(folder.path(), &config(100)) {
+            Ok(journal) => {
+                let open = Service::open(&journal, &config(100), rows.clone(), rows.clone());
+                break open.unwrap();
+            }
             Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
         }
     };
