@@ -531,7 +531,8 @@ async fn a_command_costs_few_turns_where_nobody_watches() {
         sleep(Duration::from_millis(20)).await;
     }
     let turns = cluster.turns(1) - before;
-    assert!(turns <= COMMANDS * 11, "{turns} turns of three replicas for {COMMANDS} commands");
+    println!("{turns} turns of three replicas for {COMMANDS} commands");
+    assert!(turns <= COMMANDS * 7, "{turns} turns of three replicas for {COMMANDS} commands");
 }
 
 /// Each turn of all that have something to do takes two milliseconds: the processor is short.

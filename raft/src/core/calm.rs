@@ -7,6 +7,7 @@
 use super::leader::Leader;
 use super::peer::{Flow, Peer};
 use super::{Core, RoleState};
+use crate::message::AppendAck;
 
 /// The most heartbeats that entries take the place of, one after the other: their round trips are
 /// to be known all the same.
@@ -18,6 +19,8 @@ const MAX_UNSAID: u32 = 3;
 pub(crate) struct Patience {
     /// Completed writes of this node.
     pub(crate) own_writes: bool,
+    /// The same, where they were acknowledged in this term and session.
+    pub(crate) acknowledged_in: Option<(u64, u64)>,
     /// Acknowledgements of less than this index.
     pub(crate) acks_below: u64,
     /// The node's common tick.
@@ -26,10 +29,22 @@ pub(crate) struct Patience {
     pub(crate) proposals: bool,
 }
 
+impl Patience {
+    /// Whether the completion of a write may wait, of which the leader was told so.
+    pub(crate) fn bears_write(&self, ack: Option<&AppendAck>) -> bool {
+        let is_acknowledged =
+            |ack: &AppendAck| self.acknowledged_in == Some((ack.term, ack.session));
+        self.own_writes || ack.is_some_and(is_acknowledged)
+    }
+}
+
 impl Core {
     /// What would lead to nothing if it was the next input.
     pub(crate) fn sleeps_through(&self) -> Patience {
-        let RoleState::Leader(leader) = &self.role else { return Patience::default() };
+        let RoleState::Leader(leader) = &self.role else {
+            let acknowledged_in = self.sent_ack_is_enough();
+            return Patience { acknowledged_in, ..Patience::default() };
+        };
         let has_duties = leader.change.is_some() || leader.transfer.is_some();
         if has_duties || self.halted.is_some() || self.quiescence.quiesced {
             return Patience::default();
@@ -44,6 +59,7 @@ impl Core {
         Patience {
             own_writes: by_others <= self.commit
                 && self.storage.writes() < self.config.max_persists,
+            acknowledged_in: None,
             acks_below: if is_all_sent { self.commit + 1 } else { 0 },
             beats: self.entries_beat(leader),
             proposals: false,
@@ -79,14 +95,15 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::VecDeque;
+    use std::collections::{BTreeMap, VecDeque};
 
     use bytes::Bytes;
 
     use super::*;
     use crate::config::Config;
     use crate::core::{Input, Output, Restored};
-    use crate::message::Message;
+    use crate::message::{AppendHead, Message};
+    use crate::types::{Entry, EntryKind};
 
     const MS: u64 = 1_000_000;
 
@@ -94,6 +111,8 @@ mod tests {
     struct World {
         cores: Vec<Core>,
         inputs: Vec<VecDeque<Input>>,
+        /// What goes to whom when a write is complete, by place and write.
+        acks: BTreeMap<(usize, u64), (u64, AppendAck)>,
         now: u64,
         random: u64,
     }
@@ -113,7 +132,7 @@ mod tests {
             };
             let inputs = vec![VecDeque::new(); 3];
             let cores = (1..=3).map(core).collect();
-            let mut world = Self { cores, inputs, now: 0, random };
+            let mut world = Self { cores, inputs, acks: BTreeMap::new(), now: 0, random };
             world.inputs[0].push_back(Input::Campaign);
             while world.cores[0].commit == 0 {
                 (0..3).for_each(|at| _ = world.next_of(at));
@@ -128,7 +147,20 @@ mod tests {
 
         /// Steps the next input of a core. Returns how much came of it.
         fn next_of(&mut self, at: usize) -> usize {
-            self.inputs[at].pop_front().map_or(0, |input| self.step(at, input))
+            let Some(input) = self.inputs[at].pop_front() else { return 0 };
+            if let Some((to, ack)) = self.ack_of(at, &input) {
+                self.cores[at].acknowledged(&ack);
+                let message = Message::AppendAck(ack);
+                self.inputs[to as usize - 1]
+                    .push_back(Input::Message { from: at as u64 + 1, message });
+            }
+            self.step(at, input)
+        }
+
+        /// What is said with the completion of a write, and to whom.
+        fn ack_of(&self, at: usize, input: &Input) -> Option<(u64, AppendAck)> {
+            let Input::Persisted { id } = input else { return None };
+            self.acks.get(&(at, *id)).copied()
         }
 
         fn step(&mut self, at: usize, input: Input) -> usize {
@@ -143,7 +175,11 @@ mod tests {
                         let entries = self.cores[at].entries(range).unwrap().cloned().collect();
                         (to, Input::Message { from, message: Message::Append { head, entries } })
                     }
-                    Output::Persist(persist) => (from, Input::Persisted { id: persist.id }),
+                    Output::Persist(persist) => {
+                        let ack = self.cores[at].ack_with(&persist);
+                        self.acks.extend(ack.map(|ack| ((at, persist.id), ack)));
+                        (from, Input::Persisted { id: persist.id })
+                    }
                     Output::Apply { range } => (from, Input::Applied { index: range.end - 1 }),
                     _ => continue,
                 };
@@ -153,11 +189,13 @@ mod tests {
         }
     }
 
-    /// Which of the three an input is, if the leader would sleep through it.
-    fn waits(core: &Core, input: &Input) -> Option<usize> {
-        let patience = core.sleeps_through();
+    /// Which of the kinds an input is, if the node would sleep through it.
+    fn waits(world: &World, at: usize, input: &Input) -> Option<usize> {
+        let patience = world.cores[at].sleeps_through();
+        let ack = world.ack_of(at, input).map(|(_, ack)| ack);
         match input {
             Input::Persisted { .. } if patience.own_writes => Some(0),
+            Input::Persisted { .. } if patience.bears_write(ack.as_ref()) => Some(3),
             Input::Message { message: Message::AppendAck(ack), .. }
                 if ack.matched < patience.acks_below =>
             {
@@ -169,8 +207,8 @@ mod tests {
     }
 
     #[test]
-    fn nothing_comes_of_what_a_leader_sleeps_through() {
-        let mut slept = [0; 3];
+    fn nothing_comes_of_what_a_node_sleeps_through() {
+        let mut slept = [0; 4];
         for seed in 1..=40 {
             let mut world = World::led_by_first(seed);
             for turn in 0..600 {
@@ -186,16 +224,95 @@ mod tests {
                     _ => {}
                 }
                 let at = world.draw(3) as usize;
-                let waits = world.inputs[at].front().and_then(|it| waits(&world.cores[at], it));
+                let waits = world.inputs[at].front().and_then(|it| waits(&world, at, it));
                 let outputs = world.next_of(at);
                 if let Some(kind) = waits {
-                    assert_eq!((at, outputs), (0, 0), "seed {seed}, turn {turn}: kind {kind}");
+                    assert_eq!(outputs, 0, "seed {seed}, turn {turn}: kind {kind}");
+                    assert_eq!(at == 0, kind < 3, "seed {seed}, turn {turn}: kind {kind}");
                     slept[kind] += 1;
                 }
                 assert!(world.cores[0].role() == crate::Role::Leader, "seed {seed}");
             }
         }
         assert!(slept.iter().all(|count| *count >= 50), "too few situations: {slept:?}");
+    }
+
+    /// A world in which node 2 is writing an entry; returns the end of that write too.
+    fn writing(random: u64) -> (World, Input) {
+        let mut world = World::led_by_first(random);
+        while (0..3).any(|at| !world.inputs[at].is_empty()) {
+            (0..3).for_each(|at| _ = world.next_of(at));
+        }
+        world.step(0, Input::Propose { token: 1, data: Bytes::from_static(b"x") });
+        world.next_of(1);
+        let written = |input: &Input| matches!(input, Input::Persisted { .. });
+        let written = world.inputs[1].iter().find(|input| written(input)).cloned();
+        world.inputs.iter_mut().for_each(VecDeque::clear);
+        (world, written.expect("the entry is being written"))
+    }
+
+    /// The leader takes no notice of it, and waits for another one.
+    #[test]
+    fn an_acknowledgement_of_an_ended_session_is_said_again() {
+        let (mut world, written) = writing(3);
+        assert_eq!(waits(&world, 1, &written), Some(3));
+        world.step(0, Input::Unreachable { peer: 2 });
+        world.next_of(1);
+        assert_eq!(waits(&world, 1, &written), None);
+        world.inputs[1].push_front(written);
+        assert_eq!(world.next_of(1), 1);
+        let session = |input: &Input| match input {
+            Input::Message { message: Message::AppendAck(ack), .. } => Some(ack.session),
+            _ => None,
+        };
+        let sessions: Vec<u64> = world.inputs[0].iter().filter_map(session).collect();
+        assert!(matches!(sessions[..], [.., old, new] if old < new), "{sessions:?}");
+    }
+
+    #[test]
+    fn a_follower_of_a_later_term_hears_at_once_what_it_has_written() {
+        let (mut world, written) = writing(4);
+        let (term, last) = (world.cores[0].hard_state().term, world.cores[0].status().last);
+        let (to, ack) = world.ack_of(1, &written).expect("it is said with the write");
+        assert_eq!((to, ack.term, ack.matched, ack.received), (1, term, last, last));
+        let (prev_index, prev_term, commit, probe) = (last - 1, term, 0, false);
+        let head = AppendHead { term: term + 1, session: 1, prev_index, prev_term, commit, probe };
+        let message = Message::Append { head, entries: Vec::new() };
+        world.step(1, Input::Message { from: 3, message });
+        assert_eq!(waits(&world, 1, &written), None, "its new term is not durable");
+    }
+
+    /// It holds them, and they may not be what the later one has.
+    #[test]
+    fn what_an_earlier_leader_sent_is_not_acknowledged_to_a_later_one() {
+        let mut config = Config::new(2, [1, 2, 3]);
+        (config.max_persists, config.max_persist_bytes) = (3, 1);
+        let mut core = Core::new(config, Restored::empty(), 0).unwrap();
+        let mut step = |input| {
+            core.step(0, input);
+            let outputs = std::iter::from_fn(|| core.poll_output());
+            let writes = outputs.filter_map(|output| match output {
+                Output::Persist(persist) => Some(persist),
+                _ => None,
+            });
+            let writes: Vec<_> = writes.collect();
+            let acks = writes.iter().map(|persist| core.ack_with(persist));
+            writes.iter().map(|persist| persist.range.end - 1).zip(acks).collect::<Vec<_>>()
+        };
+        let append = |term, session, entries| {
+            let (prev_index, prev_term, commit, probe) = (0, 0, 0, false);
+            let head = AppendHead { term, session, prev_index, prev_term, commit, probe };
+            let from = 2 * term - 1;
+            Input::Message { from, message: Message::Append { head, entries } }
+        };
+        let entry = |index| Entry { term: 1, index, kind: EntryKind::Command, data: Bytes::new() };
+        step(append(1, 1, (1..=8).map(entry).collect()));
+        step(append(2, 7, Vec::new()));
+        let last = step(Input::Persisted { id: 3 });
+        assert_eq!(last.iter().map(|(last, _)| *last).collect::<Vec<_>>(), [4, 5, 6]);
+        assert!(last.iter().all(|(_, ack)| ack.is_none()), "the new term is not durable: {last:?}");
+        let rest = step(Input::Persisted { id: 6 });
+        assert_eq!(rest, [(7, None), (8, None)], "nothing is known to be equal");
     }
 
     #[test]

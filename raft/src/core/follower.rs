@@ -2,6 +2,7 @@
 //!
 //! Source: Raft §5.3, figure 2 ("AppendEntries RPC").
 
+use super::io::Persist;
 use super::{Core, RoleState};
 use crate::message::{
     AppendAck, AppendHead, AppendReject, Heartbeat, HeartbeatReply, LogLost, Message,
@@ -23,6 +24,11 @@ impl Ack {
     /// Acknowledge with the next flush, news or not.
     pub(super) fn due(&mut self) {
         self.due = self.session > 0;
+    }
+
+    /// Its message has been sent.
+    fn sent(&mut self, matched: u64) {
+        self.acked = self.acked.max(matched);
     }
 
     /// More than what was acknowledged is durable: say so.
@@ -216,6 +222,45 @@ impl Core {
         true
     }
 
+    /// What this follower says to whom when a write that it asked for becomes durable, if that is
+    /// all that comes of it: then whoever wrote can say so without asking the core again. It is
+    /// true whatever happens meanwhile. Within the term of the message the entries stay; whoever
+    /// leads a later one was elected by somebody who had them when it voted, or without this node.
+    /// To be asked between the flush that asks for the write and the next step.
+    pub(crate) fn ack_with(&self, persist: &Persist) -> Option<(u64, AppendAck)> {
+        let (term, session) = self.sent_ack_is_enough()?;
+        let leader = self.leader?;
+        let Persist { snapshot, truncate_from, release, range, repaired, .. } = persist;
+        let cuts = snapshot.is_some() || truncate_from.is_some() || release.is_some() || *repaired;
+        let matched = range.end.saturating_sub(1).min(self.verified);
+        let is_news = !range.is_empty() && matched > self.ack.acked;
+        let ack = AppendAck { term, session, matched, received: self.verified };
+        (is_news && !cuts).then_some((leader, ack))
+    }
+
+    /// The term and the session in which nothing is left to do when a write of entries becomes
+    /// durable that was acknowledged in them, so that it is enough to hear of it by and by.
+    pub(super) fn sent_ack_is_enough(&self) -> Option<(u64, u64)> {
+        let follows = matches!(self.role, RoleState::Follower)
+            && self.leader.is_some()
+            && self.ack.session > 0;
+        let has_duties = self.halted.is_some()
+            || self.quiescence.quiesced
+            || self.is_recovering()
+            || self.installing.is_some()
+            || !self.held.is_empty()
+            || self.storage.hard_pending().is_some()
+            || self.storage.writes() >= self.config.max_persists;
+        (follows && !has_duties).then_some((self.term, self.ack.session))
+    }
+
+    /// The message of [`ack_with`](Self::ack_with) has been sent, and its write is durable.
+    pub(crate) fn acknowledged(&mut self, ack: &AppendAck) {
+        if (ack.term, ack.session) == (self.term, self.ack.session) {
+            self.ack.sent(ack.matched);
+        }
+    }
+
     /// Tells the leader what has arrived and what of it is durable.
     pub(super) fn flush_ack(&mut self) {
         let Some(leader) = self.leader.filter(|_| self.ack.due) else { return };
@@ -229,7 +274,7 @@ impl Core {
             matched: self.storage.durable().min(self.verified),
             received: self.verified,
         };
-        self.ack.acked = self.ack.acked.max(ack.matched);
+        self.ack.sent(ack.matched);
         self.send(leader, Message::AppendAck(ack));
     }
 }

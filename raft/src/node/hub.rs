@@ -17,7 +17,7 @@ use super::{NODE_GROUP, NodeStats, PeerStatus};
 use crate::config::nanos;
 use crate::core::Core;
 use crate::membership::Membership;
-use crate::message::{GroupBeat, Message, NodeBeat};
+use crate::message::{AppendAck, GroupBeat, Message, NodeBeat};
 use crate::shell::StopReason;
 use crate::shell::shared::{Event, Shared, weight};
 use crate::transport::{AttachError, Inbox, SendError, SnapshotAnswer, SnapshotPart, Transport};
@@ -546,6 +546,11 @@ impl Seat {
     /// Whether the node stood still for a while, and silence says nothing.
     pub(crate) fn is_late(&self) -> bool {
         self.hub.state.lock().is_late(self.hub.now(), nanos(self.hub.interval))
+    }
+
+    /// Puts an acknowledgement on its way, from any thread.
+    pub(crate) fn acknowledge(&self, to: u64, ack: AppendAck) {
+        self.hub.post(to, self.group, Message::AppendAck(ack));
     }
 
     /// The hub has given it a place.

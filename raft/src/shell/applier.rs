@@ -103,19 +103,20 @@ impl Machine {
         self.jobs.shrink();
     }
 
-    /// Lets a quick machine do what it can. One that waits for a job is left alone: most turns of a
-    /// group have nothing for it.
-    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) {
+    /// Lets a quick machine do what it can, and returns whether it had anything to do. One that
+    /// waits for a job is left alone: most turns of a group have nothing for it.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> bool {
         if !self.is_due {
-            return;
+            return false;
         }
-        let Place::Here(applier) = &mut self.place else { return };
+        let Place::Here(applier) = &mut self.place else { return false };
         // As a task of its own would be: a panic, which the applier reports, ends it alone.
         let polled = catch_unwind(AssertUnwindSafe(|| applier.as_mut().poll(cx)));
         if !matches!(polled, Ok(Poll::Pending)) {
             self.place = Place::Gone;
         }
         self.is_due = !self.jobs.is_awaited();
+        true
     }
 
     /// Ends it where it stands.

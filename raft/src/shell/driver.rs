@@ -3,12 +3,12 @@
 //! a quick machine beside its events.
 
 use std::collections::BTreeMap;
-use std::future::{Future, poll_fn};
+use std::future::poll_fn;
 use std::mem::take;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,10 +24,10 @@ use super::receive_snapshot::{Staging, give_up_covered};
 use super::send_snapshot;
 use super::shared::{Answer, Event, Shared, count};
 use super::tasks::Tasks;
-use crate::core::{Core, FetchError, Input, Output, Persist, TransferEnd};
+use crate::core::{Core, FetchError, Input, Output, Patience, Persist, TransferEnd};
 use crate::error::{ProposeRejected, ReadRejected};
 use crate::membership::Membership;
-use crate::message::Message;
+use crate::message::{AppendAck, Message};
 use crate::node::hub::{Seat, Shown};
 use crate::store::{Completion, LogStore, LogWrite, ReadFailed, SnapshotName, StoreError};
 use crate::transport::Transport;
@@ -92,7 +92,8 @@ impl Driver {
         let mut timer = pin!(sleep_until(self.epoch));
         let mut turns = 0;
         loop {
-            if let Some(reason) = self.turn(&mut events) {
+            let turn = poll_fn(|cx| Poll::Ready(self.turn(cx, &mut events)));
+            if let Some(reason) = turn.await {
                 return reason;
             }
             turns += 1;
@@ -118,7 +119,7 @@ impl Driver {
     ) -> bool {
         poll_fn(|cx| {
             // First, so that what it has applied is among the events.
-            self.machine.poll(cx);
+            let _ = self.machine.poll(cx);
             let mut patience = self.core.sleeps_through();
             patience.proposals = self.is_pressed() && self.is_round_under_way();
             if let Poll::Ready(open) = self.shared.events.poll_take(cx, events, patience) {
@@ -156,15 +157,11 @@ impl Driver {
     }
 
     /// Steps everything at hand and does what comes of it. Returns why to stop, if so.
-    fn turn(&mut self, events: &mut Vec<Event>) -> Option<StopReason> {
+    fn turn(&mut self, cx: &mut Context<'_>, events: &mut Vec<Event>) -> Option<StopReason> {
         self.now = duration_nanos(self.epoch.elapsed());
         let now = self.now;
         count(&self.shared.counters.turns, 1);
         let mut stop = self.take_in(now, events);
-        if !self.withdrawn.is_empty() {
-            let tokens = take(&mut self.withdrawn);
-            self.core.step(now, Input::WithdrawReads { tokens });
-        }
         if self.core.next_deadline().is_some_and(|at| at <= now) {
             self.hold_election_until_admitted(now);
             if self.seat.as_ref().is_some_and(|(seat, _)| seat.is_late()) {
@@ -172,34 +169,15 @@ impl Driver {
             }
             self.core.step(now, Input::Tick);
         }
-        // Before a received snapshot is taken from where it was handed over: who looks there and
-        // finds nothing has to see that it is committed.
-        let status = self.core.status();
-        self.shared.term.store(status.term, Ordering::Release);
-        self.shared.commit.store(status.commit, Ordering::Release);
-        give_up_covered(&self.staging, &self.shared, status.commit);
-        // Before anything is sent: whoever rests because of it must hear when that is over.
-        if let Some((seat, shown)) = &mut self.seat {
-            seat.show(shown, &self.core);
+        stop = self.carry_out(now).or(stop);
+        // What a quick machine applies, and what has come meanwhile, belongs to the same turn.
+        if stop.is_none() && self.machine.poll(cx) {
+            self.shared.events.take(events);
+            stop = self.take_in(now, events).or(stop);
+            stop = self.carry_out(now).or(stop);
         }
-        loop {
-            let output = self.core.poll_output();
-            // First, so that the transport knows the address of whoever is sent something.
-            self.publish_members();
-            let Some(output) = output else { break };
-            stop = self.perform(output).or(stop);
-        }
-        if let Some((seat, shown)) = &mut self.seat {
-            seat.show(shown, &self.core);
-        }
-        // Last: handing a write over may wake a thread that takes this one's place on its
-        // processor, and what peers have been sent does not depend on it.
         let status = self.core.status();
         self.shared.counters.lease_reads.store(self.core.lease_reads(), Ordering::Relaxed);
-        self.commit_index.update(&status, now);
-        let mut writes = take(&mut self.writes);
-        writes.drain(..).for_each(|persist| self.persist(persist, &status));
-        self.writes = writes;
         self.store_commit_index(&status);
         self.end_transfers(&status);
         self.tasks.reap();
@@ -219,6 +197,39 @@ impl Driver {
         stop
     }
 
+    /// Does what comes of the steps.
+    fn carry_out(&mut self, now: u64) -> Option<StopReason> {
+        // Before a received snapshot is taken from where it was handed over: who looks there and
+        // finds nothing has to see that it is committed.
+        let status = self.core.status();
+        self.shared.term.store(status.term, Ordering::Release);
+        self.shared.commit.store(status.commit, Ordering::Release);
+        give_up_covered(&self.staging, &self.shared, status.commit);
+        // Before anything is sent: whoever rests because of it must hear when that is over.
+        if let Some((seat, shown)) = &mut self.seat {
+            seat.show(shown, &self.core);
+        }
+        let mut stop = None;
+        loop {
+            let output = self.core.poll_output();
+            // First, so that the transport knows the address of whoever is sent something.
+            self.publish_members();
+            let Some(output) = output else { break };
+            stop = self.perform(output).or(stop);
+        }
+        if let Some((seat, shown)) = &mut self.seat {
+            seat.show(shown, &self.core);
+        }
+        // Last: handing a write over may wake a thread that takes this one's place on its
+        // processor, and what peers have been sent does not depend on it.
+        let status = self.core.status();
+        self.commit_index.update(&status, now);
+        let mut writes = take(&mut self.writes);
+        writes.drain(..).for_each(|persist| self.persist(persist, &status));
+        self.writes = writes;
+        stop
+    }
+
     /// Steps the events at hand. Proposals wait for the end of a round under way, where rounds do.
     fn take_in(&mut self, now: u64, events: &mut Vec<Event>) -> Option<StopReason> {
         let mut stop = None;
@@ -235,6 +246,10 @@ impl Driver {
             let mut gathered = take(&mut self.gathered);
             stop = gathered.drain(..).fold(stop, |stop, event| stop.or(self.step(now, event)));
             self.gathered = gathered;
+        }
+        if !self.withdrawn.is_empty() {
+            let tokens = take(&mut self.withdrawn);
+            self.core.step(now, Input::WithdrawReads { tokens });
         }
         stop
     }
@@ -311,11 +326,7 @@ impl Driver {
                 Input::WithdrawChange { token }
             }
             Event::TransferLeadership { to } => Input::TransferLeadership { to },
-            Event::Persisted { id, result: Ok(()) } => Input::Persisted { id },
-            Event::Persisted { id, result: Err(error) } => {
-                self.note_failure("a write", &error);
-                Input::PersistFailed { id }
-            }
+            Event::Persisted { id, result, ack } => self.persisted(id, result, ack),
             Event::Fetched { id, result } => {
                 self.note_failed_read(&result);
                 Input::Fetched { id, result: result.map_err(|error| FetchError::from(&error)) }
@@ -343,6 +354,23 @@ impl Driver {
             }
             Event::Stop(reason) => return Err(Some(reason)),
         })
+    }
+
+    /// A write has ended, and with `ack` the leader has been told so.
+    fn persisted(
+        &mut self,
+        id: u64,
+        result: Result<(), StoreError>,
+        ack: Option<AppendAck>,
+    ) -> Input {
+        if let Err(error) = result {
+            self.note_failure("a write", &error);
+            return Input::PersistFailed { id };
+        }
+        if let Some(ack) = ack {
+            self.core.acknowledged(&ack);
+        }
+        Input::Persisted { id }
     }
 
     /// What comes from the node of many groups.
@@ -492,6 +520,7 @@ impl Driver {
     }
 
     fn persist(&mut self, persist: Persist, status: &Status) {
+        let ack = self.ack_on_completion(&persist);
         let Persist { id, snapshot, truncate_from, release, range, hard_state, voters, repaired } =
             persist;
         let counters = &self.shared.counters;
@@ -512,11 +541,20 @@ impl Driver {
         let shared = Arc::clone(&self.shared);
         let tell = move |result: Result<(), StoreError>| {
             let is_fine = result.is_ok();
-            shared.tell_patiently(Event::Persisted { id, result }, |patience| {
-                is_fine && patience.own_writes
-            });
+            let ack = ack.filter(|_| is_fine).map(|ack| ack.send(&shared));
+            let bears = move |patience: &Patience| is_fine && patience.bears_write(ack.as_ref());
+            shared.tell_patiently(Event::Persisted { id, result, ack }, bears);
         };
         self.log.write(write, Completion::new(tell));
+    }
+
+    /// On a node of many groups a follower's acknowledgement goes on its way, with those of the
+    /// others, where its write completes. A turn of the group for that would cost more than all
+    /// else that the follower does for an entry.
+    fn ack_on_completion(&self, persist: &Persist) -> Option<Acknowledge> {
+        let (seat, _) = self.seat.as_ref()?;
+        let (to, ack) = self.core.ack_with(persist)?;
+        Some(Acknowledge { seat: Arc::clone(seat), to, ack })
     }
 
     /// Writes the commit index by itself when it is due and nothing else was written.
@@ -692,78 +730,20 @@ impl Driver {
         });
         (self.show_at, self.shown_at) = (None, self.now);
     }
+}
 
-    /// Records in the store that its log is not to be trusted, if that is why the node stopped.
-    /// Returns a future that ends when that is durable, or after
-    /// [`Config::disk_stall`](crate::Config::disk_stall): a node that cannot record it halts again
-    /// when a leader sees the loss again.
-    pub(crate) fn condemn(&self, reason: &StopReason) -> impl Future<Output = ()> + Send + 'static {
-        let is_lost =
-            matches!(reason.halted(), Some(HaltReason::LogLost | HaltReason::Inconsistent));
-        let write = LogWrite { condemned: true, ..LogWrite::default() };
-        let recorded = is_lost.then(|| self.written(write));
-        let node = self.core.config().id;
-        async move {
-            if let Some(recorded) = recorded
-                && !recorded.await
-            {
-                let what = "the loss of the log could not be recorded";
-                tracing::error!(target: "voussoir::raft", node, what);
-            }
-        }
-    }
+/// An acknowledgement that goes when what it speaks of is durable.
+struct Acknowledge {
+    seat: Arc<Seat>,
+    to: u64,
+    ack: AppendAck,
+}
 
-    /// Returns a future that ends when all that was handed to the store is durable or has failed,
-    /// or after [`Config::disk_stall`](crate::Config::disk_stall).
-    pub(crate) fn settle(&self) -> impl Future<Output = ()> + Send + 'static {
-        let written = self.written(LogWrite::default());
-        async move {
-            let _ = written.await;
-        }
-    }
-
-    /// Writes, and returns a future that says whether that became durable in time.
-    fn written(&self, write: LogWrite) -> impl Future<Output = bool> + Send + 'static {
-        let (done, written) = tokio::sync::oneshot::channel();
-        let tell = move |result| {
-            // An error here only says that the time is over.
-            let _ = done.send(result);
-        };
-        self.log.write(write, Completion::new(tell));
-        let limit = self.core.config().disk_stall;
-        async move { matches!(tokio::time::timeout(limit, written).await, Ok(Ok(Ok(())))) }
-    }
-
-    /// Answers everybody who still waits.
-    pub(crate) fn finish(&mut self, mut left: Vec<Event>, reason: &StopReason) {
-        left.append(&mut self.gathered);
-        self.proposals.fail_all(reason);
-        self.reads.fail_all(reason);
-        for reply in take(&mut self.changes).into_values() {
-            let _ = reply.send(Err(ChangeError::Stopped(reason.clone())));
-        }
-        for event in left {
-            match event {
-                Event::Propose { proposal, .. } => {
-                    proposal.fail(ProposeError::Stopped(reason.clone()));
-                }
-                Event::Read { reply, .. } => {
-                    let _ = reply.send(Err(ReadError::Stopped(reason.clone())));
-                }
-                Event::Change { reply, .. } => {
-                    let _ = reply.send(Err(ChangeError::Stopped(reason.clone())));
-                }
-                _ => {}
-            }
-        }
-        let mut last = self.core.status();
-        match reason {
-            StopReason::Machine(_) => last.halted = Some(HaltReason::MachineFailed),
-            StopReason::Halted { reason, .. } => last.halted = Some(*reason),
-            _ => {}
-        }
-        last.leads_nobody();
-        self.status.send_replace(last);
+impl Acknowledge {
+    fn send(self, shared: &Shared) -> AppendAck {
+        count(&shared.counters.messages_sent, 1);
+        self.seat.acknowledge(self.to, self.ack);
+        self.ack
     }
 }
 

@@ -112,6 +112,12 @@ impl<T, P: Default> Mailbox<T, P> {
         left
     }
 
+    /// Moves everything into `into`, which must be empty, for a reader at work.
+    pub(crate) fn take(&self, into: &mut Vec<T>) {
+        debug_assert!(into.is_empty(), "what was taken before has to be used up first");
+        mem::swap(&mut self.state.lock().items, into);
+    }
+
     /// Moves everything into `into`, which must be empty. Ready with `false` when the mailbox is
     /// closed. Where there is nothing the reader sleeps, with this `patience`.
     pub(crate) fn poll_take(
@@ -178,6 +184,10 @@ mod tests {
         assert!(!mailbox.is_awaited(), "it is at work");
         mailbox.push(3).unwrap();
         assert_eq!(count.0.load(Ordering::SeqCst), 1, "a reader at work needs no waking");
+        taken.clear();
+        mailbox.take(&mut taken);
+        assert_eq!(taken, [3]);
+        mailbox.push(5).unwrap();
         taken.clear();
         assert_eq!(mailbox.poll_take(&mut cx, &mut taken, ()), Poll::Ready(true));
         taken.clear();

@@ -2,6 +2,7 @@
 
 mod applier;
 mod driver;
+mod ending;
 mod error;
 mod mailbox;
 mod pending;
@@ -388,7 +389,8 @@ impl Raft {
 
     /// What this node is and how far it has come, now and at every change. The indexes may be up to
     /// a millisecond behind, a leader's `durable` up to a heartbeat where the others have made an
-    /// entry durable first, and changes may be skipped by a slow watcher. Do not hold a `borrow()`
+    /// entry durable first, a follower's on a node of many groups until the next thing that it
+    /// hears, and changes may be skipped by a slow watcher. Do not hold a `borrow()`
     /// for long: the node waits for it.
     pub fn status(&self) -> watch::Receiver<Status> {
         let mut status = self.handle.status.clone();

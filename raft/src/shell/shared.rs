@@ -17,7 +17,7 @@ use super::transfers::Transfers;
 use crate::config::Config;
 use crate::core::{Patience, TransferEnd};
 use crate::membership::{Change, Membership};
-use crate::message::Message;
+use crate::message::{AppendAck, Message};
 use crate::store::{Completion, LogStore, LogWrite, ReadFailed, SnapshotName, StoreError};
 use crate::types::{ENTRY_OVERHEAD, Entry, FollowerStatus, HaltReason, SnapshotMeta};
 
@@ -72,6 +72,8 @@ pub(crate) enum Event {
     Persisted {
         id: u64,
         result: Result<(), StoreError>,
+        /// What the leader has been told with that.
+        ack: Option<AppendAck>,
     },
     Fetched {
         id: u64,

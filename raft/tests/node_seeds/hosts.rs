@@ -1,6 +1,7 @@
 //! Nodes of many groups over a network in memory that loses messages, and that panics.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,10 +10,12 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 use voussoir_raft::memory::{MemoryStore, Network, NetworkNode};
+use voussoir_raft::testing::FaultyStore;
 use voussoir_raft::{
-    AttachError, Chunks, Command, Config, Inbox, MachineError, Membership, Message, Node,
-    NodeConfig, Raft, Role, SendError, SnapshotAnswer, SnapshotPart, StartError, StateMachine,
-    Status, Transport, WholeSnapshot, async_trait,
+    AttachError, Chunks, Command, Completion, Config, Entry, Inbox, LogStore, LogWrite,
+    MachineError, Membership, Message, Node, NodeConfig, Raft, ReadFailed, Restored, Role,
+    SendError, SnapshotAnswer, SnapshotName, SnapshotPart, SnapshotReader, SnapshotWriter,
+    StartError, StateMachine, Status, StoreError, Transport, WholeSnapshot, async_trait,
 };
 use voussoir_sim::Rng;
 
@@ -55,6 +58,8 @@ pub(crate) struct Features {
     pub(crate) is_long: bool,
     /// There is room for one or a few waiting messages of peers.
     pub(crate) is_small: bool,
+    /// Each write takes its time.
+    pub(crate) is_slow: bool,
 }
 
 impl Features {
@@ -100,6 +105,49 @@ impl Faults {
     fn delay(&self) -> Option<Duration> {
         let (least, most) = self.delay_ms?;
         Some(Duration::from_millis(self.rng.lock().between(least, most)))
+    }
+}
+
+/// A disk that carries out what it has held back, one write after the other, each after a time of
+/// its own.
+#[derive(Clone)]
+struct Slow {
+    disk: FaultyStore,
+    faults: Arc<Faults>,
+}
+
+#[async_trait]
+impl LogStore for Slow {
+    async fn restore(&self) -> Result<Restored, StoreError> {
+        self.disk.carry_out(usize::MAX);
+        self.disk.restore().await
+    }
+
+    fn write(&self, write: LogWrite, done: Completion) {
+        self.disk.stall();
+        self.disk.write(write, done);
+        let delay = Duration::from_millis(self.faults.rng.lock().between(0, 12));
+        let disk = self.disk.clone();
+        tokio::spawn(async move {
+            sleep(delay).await;
+            disk.carry_out(1);
+        });
+    }
+
+    async fn read(&self, range: Range<u64>, max_bytes: u64) -> Result<Vec<Entry>, ReadFailed> {
+        self.disk.read(range, max_bytes).await
+    }
+
+    async fn stage(&self, name: &SnapshotName) -> Result<Box<dyn SnapshotWriter>, StoreError> {
+        self.disk.stage(name).await
+    }
+
+    fn unstage(&self, identity: u64) {
+        self.disk.unstage(identity);
+    }
+
+    async fn open_snapshot(&self) -> Result<Option<Box<dyn SnapshotReader>>, StoreError> {
+        self.disk.open_snapshot().await
     }
 }
 
@@ -199,7 +247,7 @@ pub(crate) struct Hosts {
     /// Every life of every replica.
     pub(crate) lives: Vec<Raft>,
     seed: u64,
-    stores: BTreeMap<(u64, u64), MemoryStore>,
+    stores: BTreeMap<(u64, u64), FaultyStore>,
     /// What the machines show, by node and group.
     counts: BTreeMap<(u64, u64), Arc<AtomicU64>>,
 }
@@ -252,14 +300,15 @@ impl Hosts {
     }
 
     pub(crate) async fn start_group(&mut self, id: u64, group: &Group) -> Result<Raft, StartError> {
-        let store = self.stores.entry((id, group.id)).or_default().clone();
+        let new = || FaultyStore::new(Arc::new(MemoryStore::new()));
+        let disk = self.stores.entry((id, group.id)).or_insert_with(new).clone();
         let mut config = Config::new(id, group.voters);
         if !group.voters.contains(&id) {
             config = Config::joining(id);
         }
         (config.group, config.dynamic) = (group.id, true);
         config.seed = Some(self.seed.wrapping_mul(97) + group.id * 11 + id);
-        let Features { leases, is_awake, is_small, .. } = self.features;
+        let Features { leases, is_awake, is_small, is_slow, .. } = self.features;
         config.quiesce_after = (!is_awake).then_some(Duration::from_millis(200));
         config.max_clock_drift_ppm = leases.then_some(10_000);
         if is_small {
@@ -268,9 +317,17 @@ impl Hosts {
         let count = Arc::new(AtomicU64::new(0));
         self.counts.insert((id, group.id), Arc::clone(&count));
         let machine = Box::new(Counter(count));
-        let raft = self.nodes[&id].start_group(config, Arc::new(store), machine).await?;
+        let faults = Arc::clone(&self.faults);
+        let store: Arc<dyn LogStore> =
+            if is_slow { Arc::new(Slow { disk, faults }) } else { Arc::new(disk) };
+        let raft = self.nodes[&id].start_group(config, store, machine).await?;
         self.lives.push(raft.clone());
         Ok(raft)
+    }
+
+    /// From now on a replica's writes fail.
+    pub(crate) fn break_disk(&self, id: u64, group: u64) {
+        self.stores[&(id, group)].fail();
     }
 
     /// What the machine of a replica shows.

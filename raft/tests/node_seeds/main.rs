@@ -65,8 +65,9 @@ static TOGETHER: [&str; 16] = [
 
 /// The features of a seed.
 fn features(seed: u64) -> Features {
-    let [leases, is_awake, is_long, is_small] = [0, 1, 2, 3].map(|bit| seed >> bit & 1 == 1);
-    Features { leases, is_awake, is_long, is_small }
+    let [leases, is_awake, is_long, is_small, is_slow] =
+        [0, 1, 2, 3, 4].map(|bit| seed >> bit & 1 == 1);
+    Features { leases, is_awake, is_long, is_small, is_slow }
 }
 
 fn run(seed: u64, situations: &[Situations; 2]) -> Result<Report, Failure> {

@@ -35,6 +35,42 @@ async fn a_member_at_rest_that_is_removed_finds_out() {
     assert!(hosts.status(removed, 2).unwrap().is_quiesced, "the other group is not disturbed");
 }
 
+/// Its leader hears what it has written from where the write completes.
+#[tokio::test(start_paused = true)]
+async fn a_follower_takes_no_turn_to_acknowledge_what_it_has_written() {
+    const COMMANDS: u64 = 100;
+    let features = Features { is_slow: true, is_awake: true, ..Features::default() };
+    let hosts = Hosts::new(1, &TWO, features).await;
+    assert!(hosts.until(|hosts| hosts.leader(1).is_some()).await);
+    sleep(Duration::from_secs(1)).await;
+    let leader = hosts.leader(1).unwrap();
+    let turns = || {
+        let followers = (1..=3).filter(|id| *id != leader);
+        followers.map(|id| hosts.raft(id, 1).unwrap().stats().turns).sum::<u64>()
+    };
+    let (raft, before) = (hosts.raft(leader, 1).unwrap(), turns());
+    for _ in 0..COMMANDS {
+        raft.propose("x".into()).await.unwrap();
+    }
+    let turns = turns() - before;
+    println!("{turns} turns of two followers for {COMMANDS} commands");
+    assert!(turns * 2 <= COMMANDS * 5, "{turns} turns of two followers for {COMMANDS} commands");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_write_that_fails_is_not_acknowledged() {
+    let hosts = Hosts::new(1, &TWO, Features { is_awake: true, ..Features::default() }).await;
+    assert!(hosts.until(|hosts| hosts.leader(1).is_some()).await);
+    sleep(Duration::from_secs(1)).await;
+    let leader = hosts.leader(1).unwrap();
+    (1..=3).filter(|id| *id != leader).for_each(|id| hosts.break_disk(id, 1));
+    let raft = hosts.raft(leader, 1).unwrap();
+    let answer = tokio::time::timeout(Duration::from_secs(3), raft.propose("x".into())).await;
+    assert!(!matches!(answer, Ok(Ok(_))), "only one of three has it: {answer:?}");
+    let applied = hosts.status(leader, 1).unwrap();
+    assert!(applied.commit < applied.last, "{applied:?}");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_transport_that_panics_stops_the_groups_of_its_node() {
     let hosts = resting().await;
