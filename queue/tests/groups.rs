@@ -601,7 +601,7 @@ async fn a_static_member_that_is_replaced_while_it_commits_is_told() {
     let queue = open();
     let t = topic(&queue, "t", 2).await;
     fill(&queue, &t, 3).await;
-    let config = member(Assignor::CooperativeSticky, Guarantee::AtLeastOnce);
+    let config = member(Assignor::Range, Guarantee::AtLeastOnce);
     let mut named = config.clone();
     named.instance = Some("a".to_owned());
     let mut old = queue.consumer(named.clone()).expect("a consumer");
