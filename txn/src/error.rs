@@ -202,8 +202,8 @@ pub enum WaitError {
     Drained,
 }
 
-/// A saga was not aborted or given up, or a step was not resolved. After [`Store`](Self::Store) that
-/// is not known.
+/// A saga was not aborted or given up, or a step was not resolved. After [`Store`](Self::Store)
+/// that is not known.
 #[derive(Clone, Debug, Error)]
 #[non_exhaustive]
 pub enum ResolveError {

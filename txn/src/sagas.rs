@@ -674,8 +674,8 @@ impl Sagas {
     }
 
     /// Starts no saga and no attempt any more, and returns when all attempts that are under way
-    /// have ended, by their time limit at the latest, and are recorded. Another process may open the
-    /// store then.
+    /// have ended, by their time limit at the latest, and are recorded. Another process may open
+    /// the store then.
     ///
     /// # Cancel safety
     /// Not cancel safe: it is drained all the same.

@@ -103,8 +103,8 @@ impl Rule {
         self
     }
 
-    /// How long events wait for each other: from the first kind on, and an event that is parked from
-    /// its own coming on. Default 1 hour.
+    /// How long events wait for each other: from the first kind on, and an event that is parked
+    /// from its own coming on. Default 1 hour.
     #[must_use]
     pub fn within(mut self, within: Duration) -> Self {
         self.within = within;

@@ -42,7 +42,9 @@ pub(super) fn problems(name: &str, readme: &str) -> Vec<String> {
     }
     if let Some(tokio) = line_of("tokio") {
         for (path, feature) in TOKIO {
-            let has = tokio.contains(&format!("\"{feature}\"")) || tokio.contains("\"full\"");
+            // `rt-multi-thread` brings `rt`.
+            let has = |name: &str| tokio.contains(&format!("\"{name}"));
+            let has = has(&format!("{feature}\"")) || has("full\"") || has(&format!("{feature}-"));
             if example.contains(path) && !has {
                 problems.push(format!(
                     "{name}/README.md: the example uses {path}, and the tokio that is shown lacks \
