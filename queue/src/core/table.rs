@@ -18,6 +18,7 @@ const SLACK_RECORDS: u64 = 1_024;
 /// whose log is a partition, has no such limit: it passes 1.
 const MAX_EXTENTS: usize = 4;
 /// Bytes that a change takes in a partition besides its own: it may be in a batch by itself.
+#[cfg(feature = "replicated")]
 const RECORD_BYTES: usize = 100;
 /// Live entries that a write takes along, besides two for each of its own changes.
 const REWRITTEN: usize = 64;
@@ -159,6 +160,7 @@ impl Table {
     }
 
     /// Bytes that the log takes at most, as [`clean`](Self::clean) keeps it, in a partition.
+    #[cfg(feature = "replicated")]
     pub(crate) fn log_bytes(&self) -> u64 {
         (self.live_bytes + RECORD_BYTES * self.entries.len()) as u64 * 5 / 2
     }
