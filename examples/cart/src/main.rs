@@ -11,6 +11,8 @@ mod cluster;
 #[cfg(feature = "demo")]
 mod demo;
 mod own;
+#[cfg(test)]
+mod own_tests;
 mod serve;
 
 use std::process::ExitCode;

@@ -11,6 +11,8 @@ mod cluster;
 mod demo;
 mod likes;
 mod own;
+#[cfg(test)]
+mod own_tests;
 mod serve;
 
 use std::process::ExitCode;

@@ -1,8 +1,8 @@
 //! What this node has written under its own name, in a log of its own in the node's journal.
 //!
-//! A counter keeps a share for each actor that ever added to it, and a decoder refuses one of too
-//! many. So the actor is the node, and not each start of its process: a share goes on where the
-//! process before has ended, since it was made durable here before another node could see it.
+//! A value remembers each actor that ever changed it, and a decoder refuses one of too many. So the
+//! actor is the node, and not each start of its process: what it writes goes on where the process
+//! before has ended, since it was made durable here before another node could see it.
 
 use std::sync::Arc;
 
@@ -79,37 +79,4 @@ pub(crate) fn encode<C: Encoded>(value: &C) -> Result<Bytes, Error> {
     let bytes = value.encode();
     C::decode(bytes.clone(), &Limits::default())?;
     Ok(bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use voussoir_quorum::MemoryStore;
-    use voussoir_quorum::crdt::PnCounter;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn a_node_is_one_actor_however_often_it_starts() {
-        let store = Arc::new(MemoryStore::new());
-        let key = Bytes::from_static(b"actor");
-        let first = Own::open(1, store.clone()).await.unwrap();
-        let mut counter: PnCounter = first.get(&key).await.unwrap();
-        counter.add(first.actor, 3).unwrap();
-        first.put(&key, encode(&counter).unwrap()).await.unwrap();
-        let again = Own::open(1, store).await.unwrap();
-        assert_eq!(again.actor, first.actor);
-        assert_eq!(again.get::<PnCounter>(&key).await.unwrap(), counter);
-    }
-
-    /// Stored, it would be a counter that nobody can read, and that nobody can make smaller.
-    #[test]
-    fn a_counter_of_more_actors_than_a_reader_accepts_has_no_bytes() {
-        let mut counter = PnCounter::new();
-        for node in 1..=1_024 {
-            counter.add(Actor::new(node, 1), 1).unwrap();
-        }
-        assert!(encode(&counter).is_ok());
-        counter.add(Actor::new(1_025, 1), 1).unwrap();
-        assert!(encode(&counter).unwrap_err().to_string().contains("actors"));
-    }
 }

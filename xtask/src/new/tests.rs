@@ -132,6 +132,7 @@ fn each_copy_gets_a_cluster_number_of_its_own() {
 fn the_files_that_templates_share_are_equal() {
     let files = [
         ("src/listen.rs", ""),
+        ("src/own.rs", ""),
         ("src/pool.rs", "//! Connections to PostgreSQL"),
         ("src/demo/servers.rs", ""),
         ("src/demo/servers.sh", ""),
