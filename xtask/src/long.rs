@@ -146,6 +146,26 @@ const TESTS: &[Test] = &[
         length: &[("VOUSSOIR_MERKLE_KEYS", "1000000")],
     },
     Test {
+        package: "voussoir-quorum",
+        args: &["--test", "membership", "--test", "regions"],
+        length: &[("VOUSSOIR_LIVES", "150")],
+    },
+    Test {
+        package: "voussoir-queue",
+        args: &["--test", "kill"],
+        length: &[("VOUSSOIR_KILLS", "100")],
+    },
+    Test {
+        package: "voussoir-queue",
+        args: &["--test", "power", "--test", "work_power"],
+        length: &[("VOUSSOIR_POWER_LOSSES", "20000")],
+    },
+    Test {
+        package: "voussoir-queue",
+        args: &["--test", "cluster", "--test", "replicated"],
+        length: &[("VOUSSOIR_CLUSTER_SEEDS", "100"), ("VOUSSOIR_REPLICATED_SEEDS", "500")],
+    },
+    Test {
         package: "voussoir-lock",
         args: &["--test", "cluster", "--test", "leases", "--test", "ids"],
         length: &[("VOUSSOIR_SEEDS", "5000")],
