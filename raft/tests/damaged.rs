@@ -333,6 +333,24 @@ async fn a_read_that_fails_ends_the_start_and_changes_nothing() {
     }
 }
 
+/// What one store has brought back, another one that was opened before does not begin anew.
+#[tokio::test]
+async fn a_store_is_opened_again_where_another_one_has_written_since() {
+    let disk = written().await;
+    flip_entry(&disk.files, &entry(60, 1));
+    let (journal, _) = with_reads(&disk, |_| Ok(()));
+    let open = || JournalStore::open(&journal, IDENTITY).unwrap();
+    let (first, second) = (open(), open());
+    first.restore().await.unwrap();
+    append(&first, (60..=101).map(|index| entry(index, 1))).await;
+    let refused = second.restore().await.map(drop).unwrap_err();
+    assert!(matches!(refused, StoreError::Rejected(_)), "{refused}");
+    let restored = open().restore().await.unwrap();
+    assert_eq!((restored.last(), restored.lost_until()), (Some(101), Some(100)));
+    drop((first, second));
+    journal.close().unwrap();
+}
+
 /// A start that is dropped goes on in its thread: each of its reads is held up while another start
 /// is made, in the same store or in another one.
 #[tokio::test]

@@ -76,7 +76,11 @@ fn lives_until(last: &'static str, workers: usize, quick: bool) -> Option<StopRe
         let raft = Raft::start(Config::new(1, [1]), log, machine, Network::new().node(1));
         let raft = raft.await.unwrap();
         raft.status().wait_for(|status| status.leader.is_some()).await.unwrap();
-        let _ = raft.propose(last.into()).await;
+        let answer = raft.propose(last.into()).await;
+        if answer.is_err() {
+            // The caller hears of a panic before the node does, which is to say so first.
+            raft.status().wait_for(|status| status.leader.is_none()).await.unwrap();
+        }
         raft
     });
     drop(runtime);

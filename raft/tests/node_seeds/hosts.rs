@@ -325,9 +325,9 @@ impl Hosts {
         Ok(raft)
     }
 
-    /// From now on a replica's writes fail.
-    pub(crate) fn break_disk(&self, id: u64, group: u64) {
-        self.stores[&(id, group)].fail();
+    /// What a replica writes to.
+    pub(crate) fn disk(&self, id: u64, group: u64) -> &FaultyStore {
+        &self.stores[&(id, group)]
     }
 
     /// What the machine of a replica shows.

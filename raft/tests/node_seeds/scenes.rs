@@ -63,9 +63,26 @@ async fn a_write_that_fails_is_not_acknowledged() {
     assert!(hosts.until(|hosts| hosts.leader(1).is_some()).await);
     sleep(Duration::from_secs(1)).await;
     let leader = hosts.leader(1).unwrap();
-    (1..=3).filter(|id| *id != leader).for_each(|id| hosts.break_disk(id, 1));
+    let followers = (1..=3).filter(|id| *id != leader);
+    let followers: Vec<_> =
+        followers.map(|id| (hosts.raft(id, 1).unwrap(), hosts.disk(id, 1))).collect();
+    followers.iter().for_each(|(_, disk)| disk.stall());
     let raft = hosts.raft(leader, 1).unwrap();
-    let answer = tokio::time::timeout(Duration::from_secs(3), raft.propose("x".into())).await;
+    let (answer, ()) = tokio::join!(
+        tokio::time::timeout(Duration::from_secs(3), raft.propose("x".into())),
+        async {
+            // It fails outside the turn of its group, which knows nothing of it yet.
+            for (raft, disk) in followers {
+                while disk.stalled() == 0 {
+                    tokio::task::yield_now().await;
+                }
+                let sent = raft.stats().messages_sent;
+                disk.fail();
+                sleep(Duration::from_secs(1)).await;
+                assert_eq!(raft.stats().messages_sent, sent, "it said that it has the entry");
+            }
+        },
+    );
     assert!(!matches!(answer, Ok(Ok(_))), "only one of three has it: {answer:?}");
     let applied = hosts.status(leader, 1).unwrap();
     assert!(applied.commit < applied.last, "{applied:?}");
