@@ -109,6 +109,24 @@ async fn the_leases_of_a_batch_are_extended_together() {
     assert_eq!((work.stats().floor, work.stats().expired), (3, 0));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_delay_beyond_the_longest_is_refused_and_the_lease_goes_on() {
+    let (source, store) = (source(), MemoryWork::new());
+    let mut config = config();
+    config.max_delay = 60 * SECOND;
+    let work = open(&source, &store, config);
+    append(&source, &[Record::new("a")]).await;
+    let receipt = receive(&work, 1).await.remove(0).receipt;
+    for too_long in [60 * SECOND + Duration::from_nanos(1), Duration::MAX] {
+        assert_eq!(work.nack(&receipt, Some(too_long)).await, Err(WorkError::DelayTooLong));
+    }
+    assert!(receive(&work, 1).await.is_empty(), "it is leased");
+    work.nack(&receipt, Some(60 * SECOND)).await.expect("the lease runs");
+    advance(59 * SECOND).await;
+    assert!(receive(&work, 1).await.is_empty());
+    assert_eq!(work.receive(1, 2 * SECOND).await.expect("it receives").len(), 1);
+}
+
 /// kafka#20286, #21092: counts are raised at delivery, so a record that kills its process ends.
 #[tokio::test(start_paused = true)]
 async fn a_record_that_crashes_its_process_becomes_a_dead_letter() {
