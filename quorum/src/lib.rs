@@ -16,6 +16,7 @@ mod node;
 mod pace;
 pub mod paxos;
 pub mod region;
+mod resend;
 pub mod store;
 pub mod table;
 pub mod version;

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::{AbdConfig, Reply, Request, Tag, Versioned};
 use crate::ConfigError;
+use crate::resend::Resend;
 use crate::table::Outcome;
 use crate::version::Dot;
 
@@ -165,8 +166,8 @@ struct Operation {
     key: Bytes,
     /// When it ends at the latest, in ns.
     deadline: u64,
-    /// When its requests are sent again, in ns.
-    resend_at: u64,
+    /// When its requests are sent again.
+    resend: Resend,
     call: u64,
     /// What a write writes; none: it is a read.
     write: Option<(Dot, Option<Bytes>)>,
@@ -265,7 +266,8 @@ impl Coordinator {
         let id = self.next_id;
         let deadline = now.saturating_add(self.timeout_ns);
         let phase = Phase::Query { answers: BTreeMap::new() };
-        let operation = Operation { key, deadline, resend_at: now, call: 0, write, phase };
+        let resend = Resend::after(now, self.resend_ns);
+        let operation = Operation { key, deadline, resend, call: 0, write, phase };
         self.timers.insert((operation.due(), id));
         self.operations.insert(id, operation);
         self.call(now, id);
@@ -279,15 +281,24 @@ impl Coordinator {
         self.next_id += 1;
         operation.call = self.next_id;
         self.calls.insert(operation.call, id);
-        self.send(now, id);
+        self.timers.remove(&(operation.due(), id));
+        operation.resend = Resend::after(now, self.resend_ns);
+        self.timers.insert((operation.due(), id));
+        self.send(id);
+    }
+
+    /// Sends the requests of the phase again.
+    fn send_again(&mut self, now: u64, id: u64) {
+        let Some(operation) = self.operations.get_mut(&id) else { return };
+        self.timers.remove(&(operation.due(), id));
+        operation.resend.again(now);
+        self.timers.insert((operation.due(), id));
+        self.send(id);
     }
 
     /// Sends the requests of the phase to the replicas that have not answered them.
-    fn send(&mut self, now: u64, id: u64) {
-        let Some(operation) = self.operations.get_mut(&id) else { return };
-        self.timers.remove(&(operation.due(), id));
-        operation.resend_at = now.saturating_add(self.resend_ns);
-        self.timers.insert((operation.due(), id));
+    fn send(&mut self, id: u64) {
+        let Some(operation) = self.operations.get(&id) else { return };
         let (call, request) = (operation.call, operation.request());
         for to in self.config.replicas.iter().copied().filter(|to| operation.misses(*to)) {
             let request = request.clone();
@@ -365,7 +376,7 @@ impl Coordinator {
         while let Some((_, id)) = self.timers.first().copied().filter(|(due, _)| *due <= now) {
             let Some(operation) = self.operations.get(&id) else { return };
             if operation.deadline > now {
-                self.send(now, id);
+                self.send_again(now, id);
                 continue;
             }
             let error = match &operation.phase {
@@ -386,7 +397,7 @@ impl Coordinator {
 
 impl Operation {
     fn due(&self) -> u64 {
-        self.deadline.min(self.resend_at)
+        self.deadline.min(self.resend.at())
     }
 
     fn request(&self) -> Request {

@@ -224,11 +224,11 @@ impl Node {
             let bytes: usize = page.iter().map(|(key, record)| key.len() + record.len()).sum();
             let pace = Pace::new(self.shared.config.rebuild_bytes_per_second);
             let began = Instant::now();
-            let is_copied = match space {
+            let copied = match space {
                 Space::Table => self.merge(page, scope).await,
-                Space::Registers => self.install(page).await.map_err(|_| RebuildError::Halted)?,
+                Space::Registers => self.install(page).await,
             };
-            if !is_copied {
+            if !copied.map_err(|_| RebuildError::Halted)? {
                 return Ok(false);
             }
             // As long as it took, here and at the source: the processors and the disks that they
@@ -240,9 +240,9 @@ impl Node {
     }
 
     /// Merges states of keys into the node. False: one cannot be read, or was not merged.
-    async fn merge(&self, page: Vec<(Bytes, Bytes)>, scope: &Scope) -> bool {
+    async fn merge(&self, page: Vec<(Bytes, Bytes)>, scope: &Scope) -> Result<bool, StoreError> {
         let keys: Vec<Bytes> = page.iter().map(|(key, _)| store_key(Space::Table, key)).collect();
-        let Ok(own) = self.shared.store.get(&keys).await else { return false };
+        let own = self.shared.store.get(&keys).await?;
         let mut lacking = Vec::new();
         for (theirs, own) in page.into_iter().zip(own) {
             if own.as_ref() != Some(&theirs.1) {
@@ -253,9 +253,9 @@ impl Node {
         // Ends: by the deadline, or when the node is less busy.
         loop {
             match self.merge_states(&lacking, scope).await {
-                Some(Merged::Durable) => return true,
+                Some(Merged::Durable) => return Ok(true),
                 Some(Merged::Busy) if Instant::now() < ends => sleep(BUSY_PAUSE).await,
-                _ => return false,
+                _ => return Ok(false),
             }
         }
     }

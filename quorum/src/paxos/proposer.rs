@@ -6,6 +6,7 @@ use super::types::Found;
 use super::{Ballot, Change, Learner, Outcome, ProposerConfig, Reply, Request, State, Token};
 use crate::ConfigError;
 use crate::membership::Membership;
+use crate::resend::Resend;
 use crate::table::Level;
 use crate::version::Dot;
 
@@ -134,7 +135,7 @@ enum Phase {
         promises: BTreeMap<u64, Option<(Ballot, State)>>,
         /// Acceptors that are not whole: they are left out the next time that it is sent.
         refused: BTreeSet<u64>,
-        resend_at: u64,
+        resend: Resend,
     },
     /// Phase 2.
     Accept {
@@ -145,7 +146,7 @@ enum Phase {
         outcome: Outcome,
         learner: Learner,
         refused: BTreeSet<u64>,
-        resend_at: u64,
+        resend: Resend,
     },
 }
 
@@ -228,7 +229,7 @@ impl Proposer {
         let run = self.run.as_ref()?;
         let at = match &run.phase {
             Phase::Backoff { until } => *until,
-            Phase::Prepare { resend_at, .. } | Phase::Accept { resend_at, .. } => *resend_at,
+            Phase::Prepare { resend, .. } | Phase::Accept { resend, .. } => resend.at(),
         };
         Some(at.min(run.deadline))
     }
@@ -328,10 +329,8 @@ impl Proposer {
         }
         match &mut run.phase {
             Phase::Backoff { until } if now >= *until => self.begin_prepare(now),
-            Phase::Prepare { resend_at, .. } | Phase::Accept { resend_at, .. }
-                if now >= *resend_at =>
-            {
-                *resend_at = now.saturating_add(self.resend_ns);
+            Phase::Prepare { resend, .. } | Phase::Accept { resend, .. } if now >= resend.at() => {
+                resend.again(now);
                 self.send();
                 self.ask_refused_next_time();
             }
@@ -352,10 +351,10 @@ impl Proposer {
 
     fn begin_prepare(&mut self, now: u64) {
         let ballot = self.next_ballot();
-        let resend_at = now.saturating_add(self.resend_ns);
+        let resend = Resend::after(now, self.resend_ns);
         let Some(run) = &mut self.run else { return };
         let (promises, refused) = (BTreeMap::new(), BTreeSet::new());
-        run.phase = Phase::Prepare { ballot, promises, refused, resend_at };
+        run.phase = Phase::Prepare { ballot, promises, refused, resend };
         self.send();
     }
 
@@ -380,9 +379,9 @@ impl Proposer {
         let next = self.next_ballot();
         let Some(run) = &mut self.run else { return };
         let (state, outcome) = run.apply(found, max_tokens);
-        let resend_at = now.saturating_add(self.resend_ns);
+        let resend = Resend::after(now, self.resend_ns);
         let refused = BTreeSet::new();
-        run.phase = Phase::Accept { ballot, next, state, outcome, learner, refused, resend_at };
+        run.phase = Phase::Accept { ballot, next, state, outcome, learner, refused, resend };
         self.send();
     }
 
