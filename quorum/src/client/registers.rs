@@ -510,6 +510,7 @@ impl Shared {
             let wake_at = proposer.next_deadline().unwrap_or(ends);
             let wake_at = self.began + Duration::from_nanos(wake_at);
             let input = tokio::select! {
+                biased;
                 Some(called) = calls.join_next() => match called {
                     Ok((from, Ok((_, Answer::Register(reply))))) => {
                         ProposerInput::Reply { from, reply }

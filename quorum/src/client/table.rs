@@ -477,6 +477,7 @@ async fn keep_time(shared: Weak<Shared>) {
         let idle = Instant::now() + IDLE;
         let at = table.began.checked_add(Duration::from_nanos(deadline)).unwrap_or(idle);
         let is_due = tokio::select! {
+            biased;
             () = sleep_until(at.min(idle)) => table.now() >= deadline,
             () = table.timer.notified() => false,
         };

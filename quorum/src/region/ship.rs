@@ -239,6 +239,7 @@ async fn run(shared: Weak<Shared>, region: u64) {
         let at = due.and_then(|due| feed.began.checked_add(Duration::from_nanos(due)));
         let Some(peer) = feed.peers.get(&region) else { return };
         tokio::select! {
+            biased;
             () = sleep_until(at.map_or(idle, |at| at.min(idle))) => {}
             () = peer.woken.notified() => {}
         }

@@ -235,6 +235,7 @@ impl Link for Wire {
             return Err(CallError::NotSent);
         };
         let answer = tokio::select! {
+            biased;
             answer = node.answer(request) => answer.ok_or(CallError::Unknown)?,
             _ = is_gone.wait_for(|gone| *gone) => return Err(CallError::Unknown),
             () = sleep_until(deadline) => return Err(CallError::Unknown),

@@ -125,6 +125,7 @@ impl Life {
         let counts = self.counts.clone();
         self.operators.push(tokio::spawn(async move {
             let changed = tokio::select! {
+                biased;
                 changed = node.reconfigure(&link, wanted, timeout) => changed,
                 _ = is_gone.wait_for(|gone| *gone) => return,
             };

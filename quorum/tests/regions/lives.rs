@@ -433,15 +433,21 @@ fn regions_converge_and_lose_nothing_in_long_lives() {
     let number = |name: &str, default| std::env::var(name).map_or(default, |n| n.parse().unwrap());
     let (first, count) = (number("VOUSSOIR_SEED", 0), number("VOUSSOIR_LIVES", 10));
     let counts = Arc::new(Situations::new(&SITUATIONS));
-    let mut done = 0;
-    for seed in first..first + count {
+    let (mut done, mut last) = (0, None);
+    // The first one twice: a seed that fails can be played again.
+    for seed in std::iter::once(first).chain(first..first + count) {
         let run = std::panic::AssertUnwindSafe(|| {
             let mut builder = tokio::runtime::Builder::new_current_thread();
             let runtime = builder.enable_all().start_paused(true).build().unwrap();
             runtime.block_on(live(seed, Arc::clone(&counts)))
         });
         match std::panic::catch_unwind(run) {
-            Ok(operations) => done += operations,
+            Ok(operations) => {
+                done += operations;
+                let before = last.replace((seed, operations)).filter(|(before, _)| *before == seed);
+                let lived = before.map_or(operations, |(_, operations)| operations);
+                assert_eq!(lived, operations, "seed {seed} is lived in two ways");
+            }
             Err(panic) => {
                 eprintln!(
                     "seed {seed} fails; VOUSSOIR_SEED={seed} VOUSSOIR_LIVES=1 cargo test \

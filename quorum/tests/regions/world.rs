@@ -395,6 +395,7 @@ impl Link for Wire {
                 }
             };
             tokio::select! {
+                biased;
                 answer = answer => answer.ok_or(CallError::Unknown),
                 _ = is_gone.wait_for(|gone| *gone) => Err(CallError::Unknown),
             }
