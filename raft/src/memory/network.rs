@@ -1,6 +1,6 @@
 //! A network in memory.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,9 +31,9 @@ pub struct Network {
 
 #[derive(Default)]
 struct Hub {
-    inboxes: HashMap<(u64, u64), Arc<dyn Inbox>>,
+    inboxes: BTreeMap<(u64, u64), Arc<dyn Inbox>>,
     /// From, to.
-    cut: HashSet<(u64, u64)>,
+    cut: BTreeSet<(u64, u64)>,
 }
 
 impl std::fmt::Debug for Hub {
