@@ -196,8 +196,7 @@ impl Core {
 
     /// The weight of what is not both committed and durable here. It cannot leave memory.
     fn waiting_bytes(&self) -> u64 {
-        let settled = self.commit.min(self.storage.durable());
-        self.log.total() - self.log.weight_upto(settled)
+        self.log.total() - self.log.weight_upto(self.safe_commit())
     }
 
     /// Commits what a majority holds durably. Only entries of the own term are counted; those

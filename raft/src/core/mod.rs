@@ -411,6 +411,26 @@ impl Core {
         self.leader
     }
 
+    /// The last index known to be committed.
+    pub(crate) fn commit(&self) -> u64 {
+        self.commit
+    }
+
+    /// The last index that the state machine has reported as applied.
+    pub(crate) fn applied(&self) -> u64 {
+        self.applied
+    }
+
+    /// The highest index that is both committed and durable here: no crash loses entries up to it.
+    pub(crate) fn safe_commit(&self) -> u64 {
+        self.commit.min(self.storage.durable())
+    }
+
+    /// Whether the node runs, and all entries of its log are durable.
+    pub(crate) fn has_written_all(&self) -> bool {
+        self.halted.is_none() && self.storage.durable() == self.log.last()
+    }
+
     /// The configuration that it runs with.
     pub fn config(&self) -> &Config {
         &self.config

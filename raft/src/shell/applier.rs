@@ -154,7 +154,7 @@ impl Applier {
         // Also said when the machine panics.
         let ended = Ended(Arc::clone(&self.shared));
         let mut jobs = Vec::new();
-        while poll_fn(|cx| self.jobs.poll_take(cx, &mut jobs, ())).await {
+        while poll_fn(|cx| self.jobs.poll_take(cx, &mut jobs, || ())).await {
             for job in jobs.drain(..) {
                 if let Err(error) = self.run_job(job).await {
                     self.shared.tell(Event::Stop(StopReason::Machine(error.to_string())));

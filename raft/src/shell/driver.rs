@@ -77,6 +77,8 @@ pub(crate) struct Driver {
     pub(crate) shown_at: u64,
     /// What the store said when a call to it failed for the first time.
     pub(crate) cause: Option<String>,
+    /// Why to stop when this turn is over.
+    pub(crate) ending: Option<StopReason>,
     /// What this turn writes.
     pub(crate) writes: Vec<Persist>,
     /// Several callers have just been answered.
@@ -120,8 +122,10 @@ impl Driver {
         poll_fn(|cx| {
             // First, so that what it has applied is among the events.
             let _ = self.machine.poll(cx);
-            let mut patience = self.core.sleeps_through();
-            patience.proposals = self.is_pressed() && self.is_round_under_way();
+            let patience = || Patience {
+                proposals: self.is_pressed() && self.is_round_under_way(),
+                ..self.core.sleeps_through()
+            };
             if let Poll::Ready(open) = self.shared.events.poll_take(cx, events, patience) {
                 return Poll::Ready(open);
             }
@@ -142,7 +146,7 @@ impl Driver {
     }
 
     fn deadline(&self) -> Instant {
-        let store_at = self.commit_index.deadline(&self.core.status());
+        let store_at = self.commit_index.deadline(&self.core);
         let deadlines = [self.core.next_deadline(), self.overdue_at(), self.show_at, store_at];
         // A day: late enough to be harmless, early enough for every timer.
         let idle = self.now.saturating_add(86_400_000_000_000);
@@ -161,7 +165,7 @@ impl Driver {
         self.now = duration_nanos(self.epoch.elapsed());
         let now = self.now;
         count(&self.shared.counters.turns, 1);
-        let mut stop = self.take_in(now, events);
+        self.take_in(now, events);
         if self.core.next_deadline().is_some_and(|at| at <= now) {
             self.hold_election_until_admitted(now);
             if self.seat.as_ref().is_some_and(|(seat, _)| seat.is_late()) {
@@ -169,16 +173,21 @@ impl Driver {
             }
             self.core.step(now, Input::Tick);
         }
-        stop = self.carry_out(now).or(stop);
-        // What a quick machine applies, and what has come meanwhile, belongs to the same turn.
-        if stop.is_none() && self.machine.poll(cx) {
+        let has_written = self.carry_out(now);
+        // What a quick machine applies, what a quick store has written, and what has come
+        // meanwhile, belongs to the same turn; a write alone does not go before those who have
+        // just been answered.
+        let has_written = has_written && !self.expects_more_proposals;
+        if self.ending.is_none() && (self.machine.poll(cx) || has_written) {
             self.shared.events.take(events);
-            stop = self.take_in(now, events).or(stop);
-            stop = self.carry_out(now).or(stop);
+            if !events.is_empty() {
+                self.take_in(now, events);
+                self.carry_out(now);
+            }
         }
         let status = self.core.status();
         self.shared.counters.lease_reads.store(self.core.lease_reads(), Ordering::Relaxed);
-        self.store_commit_index(&status);
+        self.store_commit_index();
         self.end_transfers(&status);
         self.tasks.reap();
         self.give_up_overdue(now);
@@ -194,72 +203,69 @@ impl Driver {
             self.shared.events.shrink();
         }
         self.publish(status);
-        stop
+        self.ending.take()
     }
 
-    /// Does what comes of the steps.
-    fn carry_out(&mut self, now: u64) -> Option<StopReason> {
+    /// Does what comes of the steps. Returns whether the log was handed something to write.
+    fn carry_out(&mut self, now: u64) -> bool {
         // Before a received snapshot is taken from where it was handed over: who looks there and
         // finds nothing has to see that it is committed.
-        let status = self.core.status();
-        self.shared.term.store(status.term, Ordering::Release);
-        self.shared.commit.store(status.commit, Ordering::Release);
-        give_up_covered(&self.staging, &self.shared, status.commit);
+        let commit = self.core.commit();
+        self.shared.term.store(self.core.hard_state().term, Ordering::Release);
+        self.shared.commit.store(commit, Ordering::Release);
+        give_up_covered(&self.staging, &self.shared, commit);
         // Before anything is sent: whoever rests because of it must hear when that is over.
         if let Some((seat, shown)) = &mut self.seat {
             seat.show(shown, &self.core);
         }
-        let mut stop = None;
         loop {
             let output = self.core.poll_output();
             // First, so that the transport knows the address of whoever is sent something.
             self.publish_members();
             let Some(output) = output else { break };
-            stop = self.perform(output).or(stop);
+            self.perform(output);
         }
         if let Some((seat, shown)) = &mut self.seat {
             seat.show(shown, &self.core);
         }
         // Last: handing a write over may wake a thread that takes this one's place on its
         // processor, and what peers have been sent does not depend on it.
-        let status = self.core.status();
-        self.commit_index.update(&status, now);
+        self.commit_index.update(self.core.safe_commit(), now);
+        if self.writes.is_empty() {
+            return false;
+        }
         let mut writes = take(&mut self.writes);
-        writes.drain(..).for_each(|persist| self.persist(persist, &status));
+        writes.drain(..).for_each(|persist| self.persist(persist));
         self.writes = writes;
-        stop
+        true
     }
 
     /// Steps the events at hand. Proposals wait for the end of a round under way, where rounds do.
-    fn take_in(&mut self, now: u64, events: &mut Vec<Event>) -> Option<StopReason> {
-        let mut stop = None;
+    fn take_in(&mut self, now: u64, events: &mut Vec<Event>) {
         let gathers = !self.gathered.is_empty() || self.is_pressed();
         for event in events.drain(..) {
             if gathers && matches!(event, Event::Propose { .. }) {
                 self.gathered.push(event);
             } else {
-                stop = stop.or(self.step(now, event));
+                self.step(now, event);
             }
         }
         // Those who have just been answered get their turn before the next round begins.
         if !self.gathered.is_empty() && !self.is_round_under_way() && !self.expects_more_proposals {
             let mut gathered = take(&mut self.gathered);
-            stop = gathered.drain(..).fold(stop, |stop, event| stop.or(self.step(now, event)));
+            gathered.drain(..).for_each(|event| self.step(now, event));
             self.gathered = gathered;
         }
         if !self.withdrawn.is_empty() {
             let tokens = take(&mut self.withdrawn);
             self.core.step(now, Input::WithdrawReads { tokens });
         }
-        stop
     }
 
-    fn step(&mut self, now: u64, event: Event) -> Option<StopReason> {
-        match self.input(now, event) {
-            Ok(input) => self.core.step(now, input),
-            Err(stop) => return stop,
+    fn step(&mut self, now: u64, event: Event) {
+        if let Some(input) = self.input(now, event) {
+            self.core.step(now, input);
         }
-        None
     }
 
     /// Whether this is one of many groups at work that wait for the processor. A round of
@@ -287,22 +293,22 @@ impl Driver {
         }
     }
 
-    /// Turns an event into the core's input. `Err`: it has none, or the node is to stop.
-    fn input(&mut self, now: u64, event: Event) -> Result<Input, Option<StopReason>> {
-        Ok(match event {
+    /// Turns an event into the core's input, where it has one.
+    fn input(&mut self, now: u64, event: Event) -> Option<Input> {
+        Some(match event {
             Event::Propose { data, proposal } => self.propose(now, data, proposal),
             Event::Read { token, deadline, reply } => {
                 count(&self.shared.counters.reads, 1);
                 self.reads.add(token, reply);
                 if deadline <= self.epoch + Duration::from_nanos(now) {
                     self.fail_read(token, ReadError::TimedOut);
-                    return Err(None);
+                    return None;
                 }
                 Input::Read { token }
             }
             Event::ReadWithdrawn { token } => {
                 self.withdraw_read(token);
-                return Err(None);
+                return None;
             }
             Event::Message { from, message, weight } => {
                 self.shared.taken(weight);
@@ -311,7 +317,7 @@ impl Driver {
             }
             Event::Unreachable { peer } => Input::Unreachable { peer },
             event @ (Event::Beat | Event::Node { .. } | Event::Resigned | Event::Admitted) => {
-                self.node_input(&event).ok_or(None)?
+                self.node_input(&event)?
             }
             Event::Campaign => {
                 self.shared.campaign_taken();
@@ -352,7 +358,10 @@ impl Driver {
             Event::SnapshotReceived { from, term, meta } => {
                 Input::SnapshotReceived { from, term, meta: *meta }
             }
-            Event::Stop(reason) => return Err(Some(reason)),
+            Event::Stop(reason) => {
+                self.ending.get_or_insert(reason);
+                return None;
+            }
         })
     }
 
@@ -424,8 +433,8 @@ impl Driver {
         self.cause.get_or_insert_with(|| error.to_string());
     }
 
-    /// Does what the core asks for. Returns why to stop, if so.
-    fn perform(&mut self, output: Output) -> Option<StopReason> {
+    /// Does what the core asks for.
+    fn perform(&mut self, output: Output) {
         match output {
             Output::Persist(persist) => {
                 // Mostly it is the only one.
@@ -486,9 +495,9 @@ impl Driver {
                 self.end_change(token, Err(reason.into()));
             }
             Output::ChangeLost { token } => self.end_change(token, Err(ChangeError::Deposed)),
-            Output::Halted { reason } => return Some(self.halted(reason)),
+            // Rather than what else there may be: it says what was wrong.
+            Output::Halted { reason } => self.ending = Some(self.halted(reason)),
         }
-        None
     }
 
     fn end_change(&mut self, token: u64, result: Result<u64, ChangeError>) {
@@ -519,14 +528,15 @@ impl Driver {
         lent.expect("the core lends the entries that it wants written or sent").cloned().collect()
     }
 
-    fn persist(&mut self, persist: Persist, status: &Status) {
+    fn persist(&mut self, persist: Persist) {
         let ack = self.ack_on_completion(&persist);
         let Persist { id, snapshot, truncate_from, release, range, hard_state, voters, repaired } =
             persist;
         let counters = &self.shared.counters;
         count(&counters.writes, 1);
         count(&counters.entries_written, range.end.saturating_sub(range.start));
-        let commit = self.commit_index.take_along(status, self.now, hard_state.is_some());
+        let (known, is_cheap) = (self.core.safe_commit(), hard_state.is_some());
+        let commit = self.commit_index.take_along(known, self.now, is_cheap);
         let write = LogWrite {
             snapshot: snapshot.and_then(|meta| self.handed_over(&meta)),
             truncate_from,
@@ -558,11 +568,11 @@ impl Driver {
     }
 
     /// Writes the commit index by itself when it is due and nothing else was written.
-    fn store_commit_index(&mut self, status: &Status) {
-        if self.commit_index.deadline(status).is_none_or(|at| at > self.now) {
+    fn store_commit_index(&mut self) {
+        if self.commit_index.deadline(&self.core).is_none_or(|at| at > self.now) {
             return;
         }
-        if let Some(commit) = self.commit_index.take_due(status, self.now) {
+        if let Some(commit) = self.commit_index.take_due(self.core.safe_commit(), self.now) {
             let write = LogWrite { commit: Some(commit), ..LogWrite::default() };
             self.shared.write_or_stop(&*self.log, write);
         }
@@ -671,7 +681,7 @@ impl Driver {
 
     fn confirm_read(&mut self, token: u64, index: u64) {
         self.reads.confirm(token, index);
-        let answered = self.reads.applied(self.core.status().applied);
+        let answered = self.reads.applied(self.core.applied());
         self.shared.read_room.add_permits(answered);
     }
 

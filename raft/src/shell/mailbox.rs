@@ -119,12 +119,13 @@ impl<T, P: Default> Mailbox<T, P> {
     }
 
     /// Moves everything into `into`, which must be empty. Ready with `false` when the mailbox is
-    /// closed. Where there is nothing the reader sleeps, with this `patience`.
+    /// closed. Where there is nothing the reader sleeps, with this `patience`, which is asked for
+    /// under the lock.
     pub(crate) fn poll_take(
         &self,
         cx: &mut Context<'_>,
         into: &mut Vec<T>,
-        patience: P,
+        patience: impl FnOnce() -> P,
     ) -> Poll<bool> {
         debug_assert!(into.is_empty(), "what was taken before has to be used up first");
         let mut state = self.state.lock();
@@ -140,7 +141,7 @@ impl<T, P: Default> Mailbox<T, P> {
             // Both are empty.
             (*into, state.items) = (Vec::new(), Vec::new());
         }
-        state.patience = patience;
+        state.patience = patience();
         match &mut state.reader {
             Some(reader) => reader.clone_from(cx.waker()),
             reader => *reader = Some(cx.waker().clone()),
@@ -174,12 +175,12 @@ mod tests {
         let mut cx = Context::from_waker(&waker);
         let mailbox = Mailbox::new();
         let mut taken = Vec::new();
-        assert_eq!(mailbox.poll_take(&mut cx, &mut taken, ()), Poll::Pending);
+        assert_eq!(mailbox.poll_take(&mut cx, &mut taken, || ()), Poll::Pending);
         for item in 0..3 {
             mailbox.push(item).unwrap();
         }
         assert_eq!(count.0.load(Ordering::SeqCst), 1);
-        assert_eq!(mailbox.poll_take(&mut cx, &mut taken, ()), Poll::Ready(true));
+        assert_eq!(mailbox.poll_take(&mut cx, &mut taken, || ()), Poll::Ready(true));
         assert_eq!(taken, [0, 1, 2]);
         assert!(!mailbox.is_awaited(), "it is at work");
         mailbox.push(3).unwrap();
@@ -189,9 +190,9 @@ mod tests {
         assert_eq!(taken, [3]);
         mailbox.push(5).unwrap();
         taken.clear();
-        assert_eq!(mailbox.poll_take(&mut cx, &mut taken, ()), Poll::Ready(true));
+        assert_eq!(mailbox.poll_take(&mut cx, &mut taken, || ()), Poll::Ready(true));
         taken.clear();
-        assert_eq!(mailbox.poll_take(&mut cx, &mut taken, ()), Poll::Pending);
+        assert_eq!(mailbox.poll_take(&mut cx, &mut taken, || ()), Poll::Pending);
         assert!(mailbox.is_awaited());
         mailbox.leave(4).unwrap();
         assert!(!mailbox.is_awaited(), "there is something");
@@ -203,14 +204,14 @@ mod tests {
         let mut cx = Context::from_waker(&waker);
         let (mailbox, mut taken) = (Mailbox::new(), Vec::new());
         (0..100).for_each(|item| mailbox.push(item).unwrap());
-        assert_eq!(mailbox.poll_take(&mut cx, &mut taken, ()), Poll::Ready(true));
+        assert_eq!(mailbox.poll_take(&mut cx, &mut taken, || ()), Poll::Ready(true));
         taken.clear();
         mailbox.push(7).unwrap();
         mailbox.shrink();
-        assert_eq!(mailbox.poll_take(&mut cx, &mut taken, ()), Poll::Ready(true));
+        assert_eq!(mailbox.poll_take(&mut cx, &mut taken, || ()), Poll::Ready(true));
         assert_eq!(taken, [7]);
         taken.clear();
-        assert_eq!(mailbox.poll_take(&mut cx, &mut taken, ()), Poll::Pending);
+        assert_eq!(mailbox.poll_take(&mut cx, &mut taken, || ()), Poll::Pending);
         assert_eq!((taken.capacity(), mailbox.state.lock().items.capacity()), (0, 0));
     }
 
@@ -220,15 +221,15 @@ mod tests {
         let waker = Waker::from(Arc::clone(&count));
         let mut cx = Context::from_waker(&waker);
         let (mailbox, mut taken) = (Mailbox::new(), Vec::new());
-        assert_eq!(mailbox.poll_take(&mut cx, &mut taken, 5), Poll::Pending);
+        assert_eq!(mailbox.poll_take(&mut cx, &mut taken, || 5), Poll::Pending);
         mailbox.push_unless(5, |patience| 5 <= *patience).unwrap();
         assert_eq!(count.0.load(Ordering::SeqCst), 0);
         mailbox.push_unless(6, |patience| 6 <= *patience).unwrap();
         assert_eq!(count.0.load(Ordering::SeqCst), 1);
-        assert_eq!(mailbox.poll_take(&mut cx, &mut taken, 5), Poll::Ready(true));
+        assert_eq!(mailbox.poll_take(&mut cx, &mut taken, || 5), Poll::Ready(true));
         assert_eq!(taken, [5, 6], "in the order in which they came");
         taken.clear();
-        assert_eq!(mailbox.poll_take(&mut cx, &mut taken, 4), Poll::Pending);
+        assert_eq!(mailbox.poll_take(&mut cx, &mut taken, || 4), Poll::Pending);
         mailbox.push_unless(5, |patience| 5 <= *patience).unwrap();
         assert_eq!(count.0.load(Ordering::SeqCst), 2, "it is what was said last that counts");
     }
@@ -240,6 +241,6 @@ mod tests {
         assert_eq!(mailbox.close(), [1]);
         assert_eq!(mailbox.push(2), Err(2));
         let mut taken = Vec::new();
-        assert!(!poll_fn(|cx| mailbox.poll_take(cx, &mut taken, ())).await);
+        assert!(!poll_fn(|cx| mailbox.poll_take(cx, &mut taken, || ())).await);
     }
 }

@@ -184,6 +184,7 @@ impl Raft {
             show_at: None,
             shown_at: 0,
             cause: None,
+            ending: None,
             writes: Vec::new(),
             expects_more_proposals: false,
             gathered: Vec::new(),

@@ -127,7 +127,8 @@ impl MembersView {
     }
 }
 
-/// The commit index on its way to the disk.
+/// The commit index on its way to the disk. What is `known` here is the
+/// [safe one](Core::safe_commit).
 #[derive(Debug, Default)]
 pub(crate) struct CommitIndex {
     stored: u64,
@@ -140,46 +141,39 @@ impl CommitIndex {
         Self { stored, store_at: None }
     }
 
-    /// Notes what is committed and durable here.
-    pub(crate) fn update(&mut self, status: &Status, now: u64) {
-        if known(status) > self.stored && self.store_at.is_none() {
+    /// Notes what is known.
+    pub(crate) fn update(&mut self, known: u64, now: u64) {
+        if known > self.stored && self.store_at.is_none() {
             self.store_at = Some(now.saturating_add(STORE_WITHIN));
         }
     }
 
     /// When it has to be stored by a write of its own. `None` while writes of the log are under
     /// way, the next of which takes it along, and when the node has halted.
-    pub(crate) fn deadline(&self, status: &Status) -> Option<u64> {
-        self.store_at.filter(|_| status.halted.is_none() && status.durable == status.last)
+    pub(crate) fn deadline(&self, core: &Core) -> Option<u64> {
+        self.store_at.filter(|_| core.has_written_all())
     }
 
     /// The index to add to a write of the log, if it has grown and adding is `cheap` or it has
     /// waited for a while. It counts as stored from then on.
-    pub(crate) fn take_along(&mut self, status: &Status, now: u64, cheap: bool) -> Option<u64> {
+    pub(crate) fn take_along(&mut self, known: u64, now: u64, cheap: bool) -> Option<u64> {
         let soon = now.saturating_add(STORE_ALONG_WITHIN);
-        self.take(status, cheap || self.store_at.is_some_and(|at| at <= soon))
+        self.take(known, cheap || self.store_at.is_some_and(|at| at <= soon))
     }
 
     /// The index to write by itself, if it has grown and the deadline has passed. It counts as
     /// stored from then on.
-    pub(crate) fn take_due(&mut self, status: &Status, now: u64) -> Option<u64> {
-        self.take(status, self.store_at.is_some_and(|at| at <= now))
+    pub(crate) fn take_due(&mut self, known: u64, now: u64) -> Option<u64> {
+        self.take(known, self.store_at.is_some_and(|at| at <= now))
     }
 
-    fn take(&mut self, status: &Status, is_time: bool) -> Option<u64> {
-        let known = known(status);
+    fn take(&mut self, known: u64, is_time: bool) -> Option<u64> {
         if known <= self.stored || !is_time {
             return None;
         }
         (self.stored, self.store_at) = (known, None);
         Some(known)
     }
-}
-
-/// The highest index that is both committed and durable at this node: no crash loses entries up to
-/// it, so that it may be stored.
-fn known(status: &Status) -> u64 {
-    status.commit.min(status.durable)
 }
 
 #[cfg(test)]
@@ -189,11 +183,6 @@ mod tests {
     use crate::core::Restored;
 
     const MS: u64 = 1_000_000;
-
-    fn status(commit: u64, last: u64) -> Status {
-        let core = Core::new(Config::new(1, [1, 2, 3]), Restored::empty(), 0).unwrap();
-        Status { commit, last, durable: last, ..core.status() }
-    }
 
     #[test]
     fn members_are_shown_to_those_who_watch_and_to_those_who_come_later() {
@@ -218,16 +207,18 @@ mod tests {
 
     #[test]
     fn a_commit_index_goes_along_with_a_write_or_waits_for_its_own() {
+        // All that it has is durable.
+        let core = Core::new(Config::new(1, [1, 2, 3]), Restored::empty(), 0).unwrap();
         let mut index = CommitIndex::new(3);
-        index.update(&status(4, 5), MS);
-        assert_eq!(index.take_along(&status(4, 5), 2 * MS, false), None, "it is fresh");
-        assert_eq!(index.take_along(&status(4, 5), 60 * MS, false), Some(4));
-        assert_eq!(index.deadline(&status(4, 5)), None, "all is stored");
-        index.update(&status(6, 6), 70 * MS);
-        assert_eq!(index.take_along(&status(6, 6), 71 * MS, true), Some(6), "a vote is rare");
-        index.update(&status(7, 7), 100 * MS);
-        let due = index.deadline(&status(7, 7)).unwrap();
-        assert_eq!(index.take_due(&status(7, 7), due - 1), None);
-        assert_eq!(index.take_due(&status(7, 7), due), Some(7));
+        index.update(4, MS);
+        assert_eq!(index.take_along(4, 2 * MS, false), None, "it is fresh");
+        assert_eq!(index.take_along(4, 60 * MS, false), Some(4));
+        assert_eq!(index.deadline(&core), None, "all is stored");
+        index.update(6, 70 * MS);
+        assert_eq!(index.take_along(6, 71 * MS, true), Some(6), "a vote is rare");
+        index.update(7, 100 * MS);
+        let due = index.deadline(&core).unwrap();
+        assert_eq!(index.take_due(7, due - 1), None);
+        assert_eq!(index.take_due(7, due), Some(7));
     }
 }
