@@ -429,7 +429,7 @@ fn s7_followers_that_lag_behind_the_log_get_a_snapshot() {
     let [Output::SendSnapshot { id, to: 3, term, meta: sent }] = &asked[..] else {
         panic!("{asked:?}");
     };
-    assert_eq!(sent, &meta);
+    assert_eq!(**sent, meta);
     let (id, from, term) = (*id, 1, *term);
     lab.step(3, Input::SnapshotReceived { from, term, meta });
     lab.step(1, Input::SnapshotSent { id, ended: TransferEnd::Complete });

@@ -27,7 +27,7 @@ fn begun(lab: &mut Lab) -> Option<(u64, SnapshotMeta)> {
     let found = lab.seen(1, is_begun).pop();
     lab.node_mut(1).seen.retain(|output| !is_begun(output));
     match found {
-        Some(Output::SendSnapshot { id, meta, .. }) => Some((id, meta)),
+        Some(Output::SendSnapshot { id, meta, .. }) => Some((id, *meta)),
         _ => None,
     }
 }

@@ -234,8 +234,9 @@ pub enum Output {
         to: u64,
         /// The leader's term, for the receiver's [`Input::SnapshotReceived`].
         term: u64,
-        /// The least that the snapshot has to cover; a newer one is as good.
-        meta: SnapshotMeta,
+        /// The least that the snapshot has to cover; a newer one is as good. Boxed, as what is
+        /// long and rare: each output is moved a few times.
+        meta: Box<SnapshotMeta>,
     },
     /// A received snapshot is of no use: it is older than what this node has, or a newer one
     /// came before it was written. Never one that is being installed: a repeated transfer of
@@ -347,7 +348,7 @@ pub struct Persist {
     /// Names the write; grows by one from each to the next.
     pub id: u64,
     /// The received snapshot that becomes the node's current one.
-    pub snapshot: Option<SnapshotMeta>,
+    pub snapshot: Option<Box<SnapshotMeta>>,
     /// Entries at and after this index go.
     pub truncate_from: Option<u64>,
     /// Entries before this index go. May lie past the end: the log is then empty and goes on

@@ -282,14 +282,21 @@ impl Core {
     }
 
     pub(super) fn leader_deadline(&self, leader: &Leader) -> u64 {
-        let mut at = leader.heartbeat_at.min(self.out_of_touch_at());
+        let mut at = leader.heartbeat_at;
         if let Some(transfer) = &leader.transfer {
             at = at.min(transfer.until);
         }
+        let mut heard = u64::MAX;
         for peer in &leader.peers {
             if let Some(resend) = peer.deadline() {
                 at = at.min(resend);
             }
+            heard = heard.min(if peer.lost { 0 } else { peer.heard });
+        }
+        // A majority was heard no earlier than the one that has been silent the longest: mostly
+        // that is lately enough.
+        if heard.saturating_add(self.timing.max_election) < at {
+            at = at.min(self.out_of_touch_at());
         }
         self.disk_stalls_at().map_or(at, |stalls_at| at.min(stalls_at))
     }

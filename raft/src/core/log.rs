@@ -173,6 +173,8 @@ impl Log {
         self.ends.shrink_to_fit();
     }
 
+    /// Apart from those who mostly find that nothing has to go.
+    #[inline(never)]
     fn evict_front(&mut self) {
         self.window.pop_front();
         if let Some(end) = self.ends.pop_front() {

@@ -66,7 +66,7 @@ impl Core {
 
     /// Starts a transfer to the follower at place `at`, which needs entries that are gone.
     pub(super) fn send_snapshot_to(&mut self, at: usize) {
-        let Some(meta) = self.snapshot().cloned() else { return };
+        let Some(meta) = self.snapshot.clone() else { return };
         let RoleState::Leader(leader) = &mut self.role else { return };
         let id = leader.next_id();
         let peer = &mut leader.peers[at];

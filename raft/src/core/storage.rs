@@ -180,7 +180,7 @@ impl Storage {
         self.writes.push_back(Write { id, last: self.submitted });
         Some(Persist {
             id,
-            snapshot: self.snapshot.take().map(|meta| *meta),
+            snapshot: self.snapshot.take(),
             truncate_from: self.truncate_from.take(),
             release: self.release.take(),
             range,

@@ -456,7 +456,9 @@ impl Driver {
             }
             Output::Restore { meta } => self.machine.push(Job::Restore { index: meta.index }),
             Output::TakeSnapshot => self.machine.push(Job::Snapshot),
-            Output::SendSnapshot { id, to, term, meta } => self.send_snapshot(id, to, term, meta),
+            Output::SendSnapshot { id, to, term, meta } => {
+                self.send_snapshot(id, to, term, meta.index);
+            }
             Output::DiscardSnapshot { meta } => {
                 if let Some(name) = self.handed_over(&meta) {
                     self.log.unstage(name.identity);
@@ -592,14 +594,14 @@ impl Driver {
         }
     }
 
-    fn send_snapshot(&mut self, id: u64, to: u64, term: u64, meta: SnapshotMeta) {
+    fn send_snapshot(&mut self, id: u64, to: u64, term: u64, at_least: u64) {
         let config = self.core.config();
         let transfer = send_snapshot::Transfer {
             id,
             group: config.group,
             to,
             term,
-            at_least: meta.index,
+            at_least,
             window: config.snapshot_window,
             timeout: config.snapshot_timeout,
         };
@@ -703,42 +705,44 @@ impl Driver {
     /// Shows what has changed to whoever watches: at once what matters, by and by how far the
     /// indexes are.
     fn publish(&mut self, status: Status) {
-        let shown = self.status.borrow();
-        if *shown == status {
-            self.show_at = None;
-            return;
-        }
         let matters = |s: &Status| {
             (s.role, s.term, s.leader, s.halted, (s.snapshot, s.recovering), s.is_quiesced)
         };
-        // The handles have a receiver, and watchers have others.
-        let is_watched = || self.status.receiver_count() > 1;
-        if is_watched() && matters(&shown) == matters(&status) {
-            let due = show_due(self.show_at, self.shown_at, self.now);
-            if self.now < due {
-                self.show_at = Some(due);
-                return;
+        let (reign, recovering) = ((status.role, status.term), status.recovering);
+        let (mut is_other, mut is_repaired) = (false, false);
+        self.status.send_if_modified(|shown| {
+            if *shown == status {
+                self.show_at = None;
+                return false;
             }
+            // The handles have a receiver, and watchers have others. Asked under the lock of what
+            // is shown: who begins to watch now has either seen it or is counted.
+            let is_watched = self.status.receiver_count() > 1;
+            if is_watched && matters(shown) == matters(&status) {
+                let due = show_due(self.show_at, self.shown_at, self.now);
+                if self.now < due {
+                    self.show_at = Some(due);
+                    return false;
+                }
+            }
+            is_other = (shown.role, shown.term) != reign;
+            is_repaired = shown.recovering.is_some() && recovering.is_none();
+            (self.show_at, self.shown_at) = (None, self.now);
+            *shown = status;
+            // Where nobody watches the status is shown with every turn: nobody is woken, and no
+            // timer is needed, which would cost a thousand groups a turn more for each command.
+            is_watched
+        });
+        if !is_other && !is_repaired {
+            return;
         }
-        let is_other = (shown.role, shown.term) != (status.role, status.term);
-        let was_recovering = shown.recovering.is_some();
-        drop(shown);
-        if was_recovering && status.recovering.is_none() {
-            let (node, last) = (status.id, status.last);
+        let Status { id: node, role, term, leader, last, .. } = self.core.status();
+        if is_repaired {
             tracing::info!(target: "voussoir::raft", node, last, "repaired: the log is whole");
         }
         if is_other {
-            let Status { id: node, role, term, leader, .. } = status;
             tracing::info!(target: "voussoir::raft", node, %role, term, leader, "role");
         }
-        // Where nobody watches the status is shown with every turn: nobody is woken, and no timer
-        // is needed, which would cost a thousand groups a turn more for each command. Asked under
-        // the lock of what is shown: who begins to watch now has either seen it or is counted.
-        self.status.send_if_modified(|shown| {
-            *shown = status;
-            is_watched()
-        });
-        (self.show_at, self.shown_at) = (None, self.now);
     }
 }
 

@@ -216,8 +216,14 @@ impl Raft {
         let weight = u32::try_from(bytes as u64 + ENTRY_OVERHEAD)
             .map_err(|_| ProposeError::TooLarge { bytes, max_bytes })?;
         let deadline = Instant::now() + shared.proposal_timeout;
-        let Ok(room) = timeout_at(deadline, shared.proposal_room.acquire_many(weight)).await else {
-            return Err(ProposeError::Busy);
+        // Mostly there is room, and then nobody waits for it: what is free goes to those first.
+        let room = match shared.proposal_room.try_acquire_many(weight) {
+            Ok(room) => Ok(room),
+            Err(_) => {
+                let room = timeout_at(deadline, shared.proposal_room.acquire_many(weight));
+                let Ok(room) = room.await else { return Err(ProposeError::Busy) };
+                room
+            }
         };
         let Ok(room) = room else { return Err(ProposeError::Stopped(shared.why_stopped())) };
         // Whoever answers the proposal gives the room back, also when nobody waits any more.

@@ -36,7 +36,7 @@ pub(crate) struct Disk {
 
 impl Disk {
     fn apply(&mut self, write: &Persist, entries: &[Entry]) {
-        if let Some(meta) = &write.snapshot {
+        if let Some(meta) = write.snapshot.as_deref() {
             self.snapshot = Some(meta.clone());
         }
         if let Some(from) = write.truncate_from {

@@ -454,7 +454,7 @@ impl RaftNode {
             }
         };
         let mut snapshot = None;
-        if let Some(meta) = &persist.snapshot {
+        if let Some(meta) = persist.snapshot.as_deref() {
             let at = self.staged.iter().position(|(staged, _)| staged == meta);
             if at.is_none() {
                 let id = ctx.id();
