@@ -170,6 +170,30 @@ fn a_repair_goes_on_after_another_crash() {
     assert_eq!((lab.status(3).last, recovering(&lab, 3)), (9, None));
 }
 
+/// A crash took the word that they are there, and not the entries: two of three that had lost some
+/// would elect nobody, although all is there.
+#[test]
+fn what_was_back_before_a_crash_is_not_waited_for_again() {
+    let mut lab = written(6, |_| {});
+    lab.lose(3, 3);
+    lab.restart(3);
+    lab.node_mut(3).fast_disk = false;
+    lab.run(1000 * MS);
+    while lab.status(3).durable < 6 {
+        lab.sync_one(3);
+    }
+    assert_eq!((recovering(&lab, 3), lab.node(3).disk.lost.is_some()), (None, true));
+    lab.crash(3);
+    lab.wire.clear();
+    lab.node_mut(3).fast_disk = true;
+    lab.isolate(1);
+    lab.restart(3);
+    assert_eq!((lab.status(3).last, recovering(&lab, 3)), (6, None));
+    assert_eq!(lab.node(3).disk.lost, None, "the store hears of it");
+    lab.run(3000 * MS);
+    assert_eq!((lab.status(2).commit, lab.status(3).commit), (7, 7), "one of them leads");
+}
+
 /// What it had and nobody committed is not waited for: the next leader's log is shorter.
 #[test]
 fn a_leader_of_a_later_term_ends_the_wait_for_what_was_never_committed() {

@@ -287,7 +287,15 @@ impl Restored {
             // the log may as well start after it.
             log.release(log.first() + 1);
         }
-        let storage = Storage::new(log.last(), owed);
+        let mut storage = Storage::new(log.last(), owed);
+        // All behind what was left came from leaders of terms that the node had been in when it
+        // lost the rest, or of later ones, so that it is settled as far as the log reaches. The
+        // store has not heard of it before a crash.
+        let has_back = |debt: &Debt| log.last() >= debt.until || log.last_term() > debt.term;
+        if debt.as_ref().is_some_and(has_back) {
+            storage.repaired();
+        }
+        let debt = debt.filter(|debt| !has_back(debt));
         let commit = commit.min(log.last()).max(covered);
         Ok(Start { hard_state, snapshot, log, storage, commit, debt, members })
     }

@@ -1,6 +1,6 @@
 //! Callers that wait: proposals by token and then by index, reads by token.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -152,7 +152,7 @@ impl Proposal {
 #[derive(Debug, Default)]
 pub(crate) struct Reads {
     /// By token. With the index that has to be applied first, once the core has confirmed it.
-    waiting: HashMap<u64, (ReadReply, Option<u64>)>,
+    waiting: BTreeMap<u64, (ReadReply, Option<u64>)>,
     /// Index and token of the confirmed ones.
     confirmed: BTreeSet<(u64, u64)>,
 }
@@ -201,7 +201,7 @@ impl Reads {
     /// Answers all that are left: the node stops.
     pub(crate) fn fail_all(&mut self, reason: &StopReason) {
         self.confirmed.clear();
-        for (_, (reply, _)) in self.waiting.drain() {
+        for (reply, _) in std::mem::take(&mut self.waiting).into_values() {
             let _ = reply.send(Err(ReadError::Stopped(reason.clone())));
         }
     }
