@@ -201,7 +201,6 @@ impl<W: Workload> Clients<W> {
     {
         let now = world.now();
         let pause = world.rng().below(self.config.max_pause_ns.saturating_add(1));
-        let elsewhere = random_node(world);
         let Some(state) = self.all.get_mut(client as usize) else { return };
         let Some((call, _)) = state.call.take_if(|(_, waits)| *waits == request) else { return };
         let op = self.history.calls()[call.index()].op.clone();
@@ -214,7 +213,7 @@ impl<W: Workload> Clients<W> {
             }
             Answer::NotApplied { redirect } => {
                 self.history.fail(call, now);
-                state.target = redirect.unwrap_or(elsewhere);
+                state.target = redirect.unwrap_or_else(|| another_node(world, state.target));
             }
             Answer::Unknown => {
                 self.history.unknown(call, now);
@@ -236,7 +235,7 @@ impl<W: Workload> Clients<W> {
         }
         if let Some((call, _)) = state.call.take() {
             self.history.unknown(call, world.now());
-            state.target = random_node(world);
+            state.target = another_node(world, state.target);
         }
         if self.is_stopped {
             return;
@@ -257,6 +256,16 @@ fn random_node<N: Node>(world: &mut World<N>) -> u64 {
     let ids: Vec<u64> = world.ids().collect();
     let at = world.rng().below(ids.len() as u64);
     ids[at as usize]
+}
+
+/// Who is asked after `last` has not answered, or has sent the client away.
+fn another_node<N: Node>(world: &mut World<N>, last: u64) -> u64 {
+    let others: Vec<u64> = world.ids().filter(|id| *id != last).collect();
+    if others.is_empty() {
+        return last;
+    }
+    let at = world.rng().below(others.len() as u64);
+    others[at as usize]
 }
 
 fn alarm_of(client: u64, turn: u64) -> u64 {
