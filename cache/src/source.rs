@@ -414,6 +414,7 @@ impl<K: Key, V: Value> Shared<K, V> {
             }
         };
         let answers = tokio::select! {
+            biased;
             answers = self.ask(asks) => answers,
             () = all_gone => return,
         };

@@ -104,6 +104,7 @@ impl<K: Key, V: Value> Inner<K, V> {
             let turn = cache.writes.turn(key.hash);
             // A caller that goes away while it waits for its turn has written nothing.
             let _turn = tokio::select! {
+                biased;
                 turn = turn.lock() => turn,
                 () = reply.closed() => return,
             };

@@ -1,7 +1,7 @@
 //! The table of one node, its timers while it leads, and the calls that wait for it.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -40,13 +40,13 @@ struct State {
     applied: u64,
     /// The timers, while this node leads.
     leases: Option<Leases>,
-    waits: HashMap<Wait, Bell>,
+    waits: BTreeMap<Wait, Bell>,
     /// Reused by each command.
     events: Vec<Event>,
 }
 
 /// What a call waits for.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 enum Wait {
     /// A session's acquisition, by its number.
     Grant(u64, u64),
@@ -162,8 +162,7 @@ impl Replica {
                     ring(waits, &Wait::Grant(session, request));
                 }
                 Event::SessionEnded { session } => waits
-                    .iter()
-                    .filter(|(wait, _)| matches!(wait, Wait::Grant(s, _) if *s == session))
+                    .range(Wait::Grant(session, 0)..=Wait::Grant(session, u64::MAX))
                     .for_each(|(_, bell)| bell.notify.notify_waiters()),
                 Event::Changed { name } => ring(waits, &Wait::Change(name)),
                 Event::DelayBegan { .. } => {}
@@ -236,6 +235,7 @@ impl Replica {
             }
         };
         tokio::select! {
+            biased;
             () = changed => {}
             () = due => {}
         }
@@ -299,7 +299,7 @@ impl Replica {
     }
 }
 
-fn ring(waits: &HashMap<Wait, Bell>, wait: &Wait) {
+fn ring(waits: &BTreeMap<Wait, Bell>, wait: &Wait) {
     if let Some(bell) = waits.get(wait) {
         bell.notify.notify_waiters();
     }

@@ -50,8 +50,9 @@ struct Cluster {
 
 impl Cluster {
     async fn start(rng: &mut Rng) -> Self {
-        let net = voussoir_net::memory::Network::new(voussoir_net::Config::default());
-        let net = net.expect("a valid configuration");
+        let mut config = voussoir_net::Config::default();
+        config.seed = Some(rng.next_u64());
+        let net = voussoir_net::memory::Network::new(config).expect("a valid configuration");
         let transports = NODES.iter().map(|id| net.join(*id)).collect();
         let stores = NODES.iter().map(|_| Arc::new(MemoryStore::new())).collect();
         let nodes = NODES.iter().map(|_| None).collect();
@@ -541,6 +542,14 @@ async fn life(seed: u64, situations: &'static Situations) {
     }
 }
 
+fn play(seed: u64, situations: &'static Situations) {
+    // What services draw for themselves.
+    fastrand::seed(seed);
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.enable_all().start_paused(true).build().expect("a runtime");
+    runtime.block_on(life(seed, situations));
+}
+
 /// L1 to L5 over the running service. `VOUSSOIR_SEEDS` runs more lives, `VOUSSOIR_SEED` one.
 #[test]
 fn clients_over_a_cluster_with_faults() {
@@ -549,11 +558,8 @@ fn clients_over_a_cluster_with_faults() {
     let only: Option<u64> = number("VOUSSOIR_SEED");
     let seeds = only.map_or(0..number("VOUSSOIR_SEEDS").unwrap_or(200), |seed| seed..seed + 1);
     for seed in seeds {
-        let mut runtime = tokio::runtime::Builder::new_current_thread();
-        let runtime = runtime.enable_all().start_paused(true).build().expect("a runtime");
-        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            runtime.block_on(life(seed, situations));
-        }));
+        let run = std::panic::AssertUnwindSafe(|| play(seed, situations));
+        let result = std::panic::catch_unwind(run);
         if let Err(panic) = result {
             eprintln!(
                 "VOUSSOIR_SEED={seed} cargo test -p voussoir-lock --all-features --test cluster"

@@ -147,6 +147,7 @@ impl<K: Key, V: Value> Flusher<K, V> {
         let until = epoch.checked_add(Duration::from_nanos(until));
         let Some(until) = until else { return woken.await };
         tokio::select! {
+            biased;
             () = woken => {}
             () = sleep_until(until) => {}
         }

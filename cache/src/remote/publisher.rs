@@ -61,6 +61,7 @@ impl<K: Key, V: Value> Publisher<K, V> {
         let origin = self.sender.origin();
         let beat = beat(bus.clone(), config.clone(), origin, Arc::clone(&self.published));
         let last = tokio::select! {
+            biased;
             last = self.run_sending() => last,
             () = beat => None,
         };
@@ -82,6 +83,7 @@ impl<K: Key, V: Value> Publisher<K, V> {
         loop {
             let is_failing = !self.unpublished.is_empty() || !self.awaits_level.is_empty();
             tokio::select! {
+                biased;
                 () = self.outbox.wake.notified() => {}
                 () = sleep_until(retry_at), if is_failing => {}
             }

@@ -24,6 +24,7 @@ pub(super) async fn drive(group: Group) {
         let leading = status.wait_for(|status| status.role == Role::Leader).await;
         let Ok(term) = leading.map(|status| status.term) else { return };
         let ended = tokio::select! {
+            biased;
             () = lead(&group) => continue,
             ended = status.wait_for(|s| s.role != Role::Leader || s.term != term) => ended.is_ok(),
         };
@@ -57,6 +58,7 @@ async fn lead(group: &Group) {
             commands.spawn(fire(group.clone(), command));
         }
         tokio::select! {
+            biased;
             () = group.replica.timer(), if commands.len() < MAX_COMMANDS => {}
             Some(_) = commands.join_next() => {}
         }

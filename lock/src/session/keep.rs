@@ -20,6 +20,7 @@ const MAX_RELEASES: usize = 64;
 pub(super) async fn keep_alive<K: GrantKind>(shared: Arc<Shared<K>>) {
     let mut left = shared.is_left.subscribe();
     let is_left = tokio::select! {
+        biased;
         () = renew(&shared) => false,
         () = deadline(&shared) => false,
         () = shared.ended() => return,
@@ -93,6 +94,7 @@ pub(super) async fn release_in_background<K: GrantKind>(shared: Arc<Shared<K>>) 
             releases.spawn(release(Arc::clone(&shared), request));
         }
         tokio::select! {
+            biased;
             () = &mut ended => return,
             () = shared.release.notified(), if releases.len() < MAX_RELEASES => {}
             Some(_) = releases.join_next() => {}
