@@ -27,6 +27,7 @@ pub(crate) mod segment;
 pub(crate) mod space;
 pub(crate) mod submit;
 pub(crate) mod threads;
+pub(crate) mod wakers;
 pub(crate) mod writer;
 
 use self::cache::{Buffers, IndexCache};
@@ -34,6 +35,7 @@ use self::lead::Leadership;
 use self::log::LogInner;
 use self::rewrite::Rewriter;
 use self::space::{Keeper, Space};
+use self::wakers::Wakers;
 use self::writer::Writer;
 use crate::config::Config;
 use crate::core::queue::{LogState, State};
@@ -67,6 +69,9 @@ pub(crate) struct Engine {
     pub(crate) written: AtomicU64,
     pub(crate) counters: Counters,
     pub(crate) closed: AtomicBool,
+    /// Of those who wait until the journal takes no more commits. Woken after `State::rejected`
+    /// has been set.
+    pub(crate) halted: Wakers,
     /// Namespaces that a holder of [`Journal::lease`](crate::Journal::lease) has reserved.
     pub(crate) leases: Mutex<BTreeSet<Box<str>>>,
     /// Keeps other processes out until the journal is closed.
@@ -113,6 +118,7 @@ impl Engine {
         self.space.stop();
         self.count_lost(told.buffered(), &Error::Stopped { fault: fault.clone() });
         told.tell();
+        self.halted.wake_all();
         self.wake_all_followers();
     }
 
@@ -130,7 +136,7 @@ impl Engine {
 
     pub(crate) fn wake_all_followers(&self) {
         for log in self.logs_and_handles() {
-            log.changed();
+            log.followers.wake_all();
         }
     }
 

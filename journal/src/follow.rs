@@ -32,7 +32,7 @@ pub struct Follow {
 
 impl Follow {
     pub(crate) fn new(log: Log, from: u64) -> Self {
-        let number = log.inner().new_follower();
+        let number = log.inner().followers.new_number();
         Self { log, number, next: from, ahead: VecDeque::new() }
     }
 
@@ -82,7 +82,7 @@ impl Follow {
                 Err(ReadError::Absent { .. }) if registered => return Poll::Pending,
                 Err(ReadError::Absent { .. }) => {
                     // Once more after registering: the record may have come in between.
-                    self.log.inner().wake_on_change(self.number, context.waker());
+                    self.log.inner().followers.register(self.number, context.waker());
                     registered = true;
                 }
                 Err(error) => return Poll::Ready(Err(error)),
@@ -103,7 +103,7 @@ impl Follow {
 
 impl Drop for Follow {
     fn drop(&mut self) {
-        self.log.inner().forget_follower(self.number);
+        self.log.inner().followers.forget(self.number);
     }
 }
 

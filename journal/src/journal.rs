@@ -1,6 +1,6 @@
 //! The journal as its users see it, and its two threads.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -288,6 +288,40 @@ impl Journal {
         }
     }
 
+    /// Waits until the journal takes no more commits, and returns the error that each further
+    /// commit gets: [`Error::Stopped`] with the first failed write or sync, or [`Error::Closed`]
+    /// once [`close`](Self::close) has been called. Returns at once when that has happened before.
+    ///
+    /// A failed write or sync is never repeated: nothing is acknowledged until the journal has been
+    /// closed and opened again. A process with one journal usually ends with an error, and its next
+    /// start opens the journal. A full disk ([`Error::Full`]) and a failed read are no such
+    /// failure. A disk that fails while nothing is written is noticed with the next write.
+    ///
+    /// The wait has no limit: a journal that works and stays open never fails. A failure while the
+    /// journal closes is told by [`close`](Self::close) alone.
+    ///
+    /// # Cancel safety
+    /// Safe: a dropped call leaves nothing behind. It may be a branch of the `select!` of a loop.
+    ///
+    /// # Example
+    /// ```
+    /// # use voussoir_journal::{Config, Error, Journal, MemoryFiles};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Error> {
+    /// # let files = std::sync::Arc::new(MemoryFiles::new());
+    /// # let journal = Journal::open_with(files, Config::manual()).unwrap();
+    /// # let stopped = std::future::ready(());
+    /// tokio::select! {
+    ///     () = stopped => journal.close(),
+    ///     error = journal.failed() => Err(error),
+    /// }
+    /// # }
+    /// ```
+    pub async fn failed(&self) -> Error {
+        let wait = HaltWait::new(self.engine());
+        poll_fn(|context| wait.poll(context)).await
+    }
+
     /// Takes no more commits, writes those that have been accepted, makes everything durable and
     /// releases the directory lock. Dropping the last handle does the same, without telling of
     /// errors. From within a callback of [`submit`](Self::submit), both only ask for it, and it
@@ -376,5 +410,89 @@ impl Drop for CommitFuture {
         if let Stage::Later(slot, engine) = &self.stage {
             engine.abandon(slot);
         }
+    }
+}
+
+/// One call of [`Journal::failed`].
+#[derive(Debug)]
+struct HaltWait<'a> {
+    engine: &'a Engine,
+    /// By which the engine knows its waker.
+    number: u64,
+}
+
+impl<'a> HaltWait<'a> {
+    fn new(engine: &'a Engine) -> Self {
+        Self { engine, number: engine.halted.new_number() }
+    }
+
+    fn poll(&self, context: &Context<'_>) -> Poll<Error> {
+        if let Some(error) = self.engine.rejection() {
+            return Poll::Ready(error);
+        }
+        self.engine.halted.register(self.number, context.waker());
+        // Once more after registering: the journal may have halted in between.
+        self.engine.rejection().map_or(Poll::Pending, Poll::Ready)
+    }
+}
+
+impl Drop for HaltWait<'_> {
+    fn drop(&mut self) {
+        self.engine.halted.forget(self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::{Wake, Waker};
+
+    use super::*;
+    use crate::files::MemoryFiles;
+
+    struct WakesNobody;
+
+    impl Wake for WakesNobody {
+        fn wake(self: Arc<Self>) {}
+    }
+
+    #[test]
+    fn a_halt_while_a_wait_begins_is_told() {
+        let journal = Journal::open_with(Arc::new(MemoryFiles::new()), Config::manual()).unwrap();
+        let engine = journal.engine();
+        let wakes_nobody = Arc::new(WakesNobody);
+        let waker = Waker::from(Arc::clone(&wakes_nobody));
+        let wait = HaltWait::new(engine);
+        std::thread::scope(|scope| {
+            let held = engine.halted.hold();
+            let polled = scope.spawn(|| wait.poll(&Context::from_waker(&waker)));
+            // Ends: the waker is cloned before the wait is held up, after it has looked once.
+            while Arc::strong_count(&wakes_nobody) == 2 {
+                std::thread::yield_now();
+            }
+            // The halt wakes only those who have registered.
+            engine.state.lock().reject_new(&Error::Closed).tell();
+            drop(held);
+            assert_eq!(polled.join().unwrap(), Poll::Ready(Error::Closed));
+        });
+    }
+
+    /// As a loop does whose `select!` waits for the failure in each round.
+    #[test]
+    fn waits_for_the_failure_that_are_dropped_leave_no_waker() {
+        let journal = Journal::open_with(Arc::new(MemoryFiles::new()), Config::manual()).unwrap();
+        let mut context = Context::from_waker(Waker::noop());
+        let wakers = || journal.engine().halted.len();
+        let mut kept = pin!(journal.failed());
+        for _ in 0..10_000 {
+            let mut dropped = pin!(journal.failed());
+            assert!(dropped.as_mut().poll(&mut context).is_pending());
+            assert!(kept.as_mut().poll(&mut context).is_pending());
+            assert!(wakers() <= 2);
+        }
+        assert_eq!(wakers(), 1);
+        journal.close().unwrap();
+        assert_eq!(wakers(), 0);
+        assert_eq!(kept.as_mut().poll(&mut context), Poll::Ready(Error::Closed));
     }
 }

@@ -18,6 +18,7 @@ use crate::engine::reader::{find_index, read_directory};
 use crate::engine::seal::{Seal, write_trailer};
 use crate::engine::segment::Segment;
 use crate::engine::space::{Census, Keeper, MANIFEST, PrepareError, Space, is_full};
+use crate::engine::wakers::Wakers;
 use crate::engine::writer::{Active, Writer};
 use crate::engine::{Counters, Engine, next_opening};
 use crate::error::{Fault, FullCause, OpenError, ReadError};
@@ -367,6 +368,7 @@ impl Recovered {
             written: AtomicU64::new(last),
             counters: Counters { segments_unmovable: unmovable.into(), ..Counters::default() },
             closed: AtomicBool::new(false),
+            halted: Wakers::default(),
             leases: Mutex::default(),
             guard: Mutex::new(Some(guard)),
             files,

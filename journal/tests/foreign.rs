@@ -254,7 +254,11 @@ fn wakers_may_panic() {
         assert_eq!(woken.0.load(Ordering::Relaxed), 2);
         assert!(matches!(commit.as_mut().poll(&mut context), Poll::Ready(Ok(_))));
         assert!(matches!(follow.poll_record(&mut context), Poll::Ready(Ok((0, _)))));
+        let mut failed = pin!(journal.failed());
+        assert!(failed.as_mut().poll(&mut context).is_pending());
         journal.close().unwrap();
+        assert_eq!(woken.0.load(Ordering::Relaxed), 3);
+        assert_eq!(failed.as_mut().poll(&mut context), Poll::Ready(Error::Closed));
     });
 }
 
@@ -276,6 +280,56 @@ fn wakers_may_call_back() {
             }
             drop(follow);
             journal.close().unwrap();
+        }
+    });
+}
+
+/// Asks the journal for everything that takes one of its locks.
+struct AskingWaker {
+    journal: Journal,
+    woken: Sender<Option<Error>>,
+}
+
+impl Wake for AskingWaker {
+    fn wake(self: Arc<Self>) {
+        let _ = (self.journal.stats(), self.journal.logs(), self.journal.log("t", 2));
+        let mut failed = pin!(self.journal.failed());
+        assert!(failed.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready());
+        self.woken.send(self.journal.commit_blocking(record(&self.journal)).err()).unwrap();
+    }
+}
+
+#[test]
+fn wakers_of_those_who_wait_for_the_failure_may_call_back() {
+    ends(|| {
+        for fails in [false, true] {
+            for config in [manual(), config()] {
+                let failing = Arc::new(AtomicU64::new(0));
+                let fuse = Arc::clone(&failing);
+                let files = HookedFiles::new(Arc::new(MemoryFiles::new()), move |call| {
+                    if call.op == Op::Sync && fuse.load(Ordering::Relaxed) > 0 {
+                        return Err(std::io::Error::other("as the test wants it"));
+                    }
+                    Ok(())
+                });
+                let journal = Journal::open_with(Arc::new(files), config).unwrap();
+                journal.commit_blocking(record(&journal)).unwrap();
+                let (woken, wakes) = channel();
+                let asking = AskingWaker { journal: journal.clone(), woken };
+                let waker = Waker::from(Arc::new(asking));
+                let mut failed = pin!(journal.failed());
+                assert!(failed.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+                failing.store(u64::from(fails), Ordering::Relaxed);
+                let expected: fn(Option<Error>) -> bool = if fails {
+                    journal.commit_blocking(record(&journal)).unwrap_err();
+                    |error| matches!(error, Some(Error::FromCallback | Error::Stopped { .. }))
+                } else {
+                    journal.close().unwrap();
+                    |error| error == Some(Error::Closed)
+                };
+                assert!(expected(wakes.recv().unwrap()));
+                assert_eq!(journal.close().is_err(), fails);
+            }
         }
     });
 }

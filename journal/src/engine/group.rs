@@ -245,7 +245,7 @@ impl Engine {
         };
         let commits = group.len();
         for part in group.iter().flat_map(|queued| &queued.parts) {
-            part.log.changed();
+            part.log.followers.wake_all();
         }
         for queued in group {
             let receipt = Receipt { lsn: Some(queued.lsn), positions: queued.positions };

@@ -179,6 +179,7 @@ impl Engine {
         }
         let told = self.state.lock().reject_new(&Error::Closed);
         told.tell();
+        self.halted.wake_all();
         if self.is_leader() {
             self.leadership.close_later();
             return Ok(Closed::Soon);
