@@ -20,7 +20,7 @@ use voussoir_quorum::Bytes;
 use crate::Error;
 use crate::args::Serve;
 use crate::cart::{Carts, Items};
-use crate::cluster::{Server, failed};
+use crate::cluster::Server;
 
 pub(crate) async fn run(args: &Serve) -> Result<(), Error> {
     let server = Server::start(args).await?;
@@ -31,7 +31,7 @@ pub(crate) async fn run(args: &Serve) -> Result<(), Error> {
     loop {
         let line = tokio::select! {
             line = lines.next_line() => line?,
-            error = failed(&server.journal) => {
+            error = server.journal.failed() => {
                 return Err(format!("the journal has failed: {error}").into());
             }
         };

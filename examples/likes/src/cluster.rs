@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use voussoir_journal::{Commit, Journal};
+use voussoir_journal::Journal;
 use voussoir_net::{Peers, Tcp};
 use voussoir_quorum::store::JournalStoreConfig;
 use voussoir_quorum::table::CallError;
@@ -18,8 +18,6 @@ use crate::{CLUSTER, Error};
 
 /// How long an operation takes at most.
 pub(crate) const TIMEOUT: Duration = Duration::from_millis(500);
-/// Time between two looks whether the journal has failed.
-const LOOK: Duration = Duration::from_millis(500);
 /// Of the replicas, among the services of the transport.
 const SERVICE: u16 = 1;
 
@@ -71,19 +69,6 @@ impl Server {
     }
 }
 
-/// Returns once the journal has failed for good: a write or a sync that failed is never repeated,
-/// so nothing is taken until a next process opens it. A full disk is no failure.
-pub(crate) async fn failed(journal: &Journal) -> voussoir_journal::Error {
-    // Ends with the journal.
-    loop {
-        // Writes nothing, and waits for what is being written.
-        match journal.commit(Commit::new()).await {
-            Err(error) if !error.is_retryable() => return error,
-            _ => tokio::time::sleep(LOOK).await,
-        }
-    }
-}
-
 /// Lets no call through to some nodes. Two nodes whose gates name each other are as far apart as if
 /// the cable between them were cut: that is how the partition of the demonstration is made.
 pub(crate) struct Gate {
@@ -113,26 +98,5 @@ impl Link for Gate {
         let answer = self.link.call(to, class, request, deadline).await;
         // The answer of a node that was cut off meanwhile is lost as well.
         if self.cut.lock().contains(&to) { Err(CallError::Unknown) } else { answer }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use tokio::time::timeout;
-    use voussoir_journal::files::crash::CrashFiles;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn a_journal_that_has_failed_is_noticed_and_one_that_works_is_not() {
-        let disk = CrashFiles::new(1);
-        let journal = Journal::open_with(disk.mount(), voussoir_journal::Config::default());
-        let journal = journal.unwrap();
-        let log = journal.log("keys", 0).unwrap();
-        journal.commit(Commit::new().append(&log, ["one"])).await.unwrap();
-        assert!(timeout(3 * LOOK, failed(&journal)).await.is_err());
-        disk.kill();
-        journal.commit(Commit::new().append(&log, ["two"])).await.unwrap_err();
-        timeout(Duration::from_secs(20), failed(&journal)).await.unwrap();
     }
 }

@@ -18,7 +18,7 @@ use voussoir_quorum::Bytes;
 
 use crate::Error;
 use crate::args::Serve;
-use crate::cluster::{Server, failed};
+use crate::cluster::Server;
 use crate::likes::Likes;
 
 pub(crate) async fn run(args: &Serve) -> Result<(), Error> {
@@ -30,7 +30,7 @@ pub(crate) async fn run(args: &Serve) -> Result<(), Error> {
     loop {
         let line = tokio::select! {
             line = lines.next_line() => line?,
-            error = failed(&server.journal) => {
+            error = server.journal.failed() => {
                 return Err(format!("the journal has failed: {error}").into());
             }
         };

@@ -8,8 +8,8 @@ use axum::Router;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
-use voussoir_journal::{Commit, Journal};
+use tokio::time::{Instant, timeout, timeout_at};
+use voussoir_journal::Journal;
 use voussoir_txn::Retry;
 
 use crate::Error;
@@ -28,8 +28,6 @@ const RETRY_PAUSE: Duration = Duration::from_millis(50);
 const SEGMENT_BYTES: u64 = 32 << 20;
 /// How long calls that are under way may take to end, after the process was told to stop.
 const DRAIN: Duration = Duration::from_secs(20);
-/// Time between two looks whether the journal has failed.
-const LOOK: Duration = Duration::from_millis(500);
 
 /// Takes orders until it is told to stop; then ends the calls that are under way. Orders that have
 /// not ended are for the next process.
@@ -52,7 +50,7 @@ pub(crate) async fn run(serve: Serve) -> Result<(), Error> {
     };
     let said = format!("{} orders to go on with", orders.open());
     let app = router(Arc::clone(&orders));
-    let failed = failed(&journal);
+    let failed = journal.failed();
     listen(serve.listen, app, &said, serve.exit_with_parent, failed, async {
         if timeout(DRAIN, orders.drain()).await.is_err() {
             eprintln!("order-saga: calls were under way after {DRAIN:?}");
@@ -125,36 +123,30 @@ async fn told_to_stop(by_parent: bool) -> Result<(), Error> {
     Ok(())
 }
 
-/// Returns once the journal has failed for good: a write or a sync that failed is never repeated,
-/// so nothing is taken until a next process opens it. A full disk is no failure.
-async fn failed(journal: &Journal) -> voussoir_journal::Error {
-    // Ends with the journal.
-    loop {
-        // Writes nothing, and waits for what is being written.
-        match journal.commit(Commit::new()).await {
-            Err(error) if !error.is_retryable() => return error,
-            _ => sleep(LOOK).await,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use voussoir_journal::files::crash::CrashFiles;
+    use voussoir_journal::{Commit, Config};
 
     use super::*;
 
     #[tokio::test]
-    async fn a_journal_that_has_failed_is_noticed_and_one_that_works_is_not() {
+    async fn a_failed_journal_ends_the_process_with_an_error() {
         let disk = CrashFiles::new(1);
-        let mut config = voussoir_journal::Config::default();
+        let mut config = Config::default();
         config.segment_bytes = SEGMENT_BYTES;
         let journal = Journal::open_with(disk.mount(), config).unwrap();
         let log = journal.log("orders", 0).unwrap();
-        journal.commit(Commit::new().append(&log, ["one"])).await.unwrap();
-        assert!(timeout(3 * LOOK, failed(&journal)).await.is_err());
-        disk.kill();
-        journal.commit(Commit::new().append(&log, ["two"])).await.unwrap_err();
-        timeout(Duration::from_secs(20), failed(&journal)).await.unwrap();
+        let address = "127.0.0.1:0".parse().unwrap();
+        let serving = listen(address, Router::new(), "none", false, journal.failed(), async {});
+        let failing = async {
+            journal.commit(Commit::new().append(&log, ["one"])).await.unwrap();
+            disk.kill();
+            journal.commit(Commit::new().append(&log, ["two"])).await.unwrap_err();
+        };
+        let both = async { tokio::join!(serving, failing) };
+        let (ended, ()) = timeout(Duration::from_secs(20), both).await.unwrap();
+        let error = ended.unwrap_err().to_string();
+        assert!(error.starts_with("the journal has failed: "), "{error}");
     }
 }

@@ -1,12 +1,9 @@
 //! One process of the service, from its start to its end.
 
-use std::time::Duration;
-
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{sleep, timeout};
-use voussoir_journal::{Commit, Journal};
+use tokio::time::timeout;
 
 use crate::Error;
 use crate::args::Serve;
@@ -14,9 +11,6 @@ use crate::counters::Table;
 use crate::http::{App, router};
 use crate::listen::{self, Limits};
 use crate::service::{Config, Service, open_journal};
-
-/// Time between two looks whether the journal has failed.
-const LOOK: Duration = Duration::from_millis(500);
 
 /// Serves until it is told to stop; then answers the requests in flight and flushes the backlog.
 ///
@@ -49,7 +43,7 @@ pub(crate) async fn run(serve: Serve, url: &str) -> Result<(), Error> {
     tokio::select! {
         ended = &mut serving => return Ok(ended?),
         stop = told_to_stop(serve.exit_with_parent) => stop?,
-        error = failed(&journal) => return Err(format!("the journal has failed: {error}").into()),
+        error = journal.failed() => return Err(format!("the journal has failed: {error}").into()),
     }
     stopped.send_replace(true);
     let drained = timeout(serve.drain, async {
@@ -87,37 +81,4 @@ async fn told_to_stop(by_parent: bool) -> Result<(), Error> {
         () = parent => {}
     }
     Ok(())
-}
-
-/// Returns once the journal has failed for good: a write or a sync that failed is never repeated,
-/// so nothing is taken until a next process opens it. A full disk is no failure.
-async fn failed(journal: &Journal) -> voussoir_journal::Error {
-    // Ends with the journal.
-    loop {
-        // Writes nothing, and waits for what is being written.
-        match journal.commit(Commit::new()).await {
-            Err(error) if !error.is_retryable() => return error,
-            _ => sleep(LOOK).await,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use voussoir_journal::files::crash::CrashFiles;
-
-    use super::*;
-
-    #[tokio::test]
-    async fn a_journal_that_has_failed_is_noticed_and_one_that_works_is_not() {
-        let disk = CrashFiles::new(1);
-        let config = voussoir_journal::Config::default();
-        let journal = Journal::open_with(disk.mount(), config).unwrap();
-        let log = journal.log("views", 0).unwrap();
-        journal.commit(Commit::new().append(&log, ["one"])).await.unwrap();
-        assert!(timeout(3 * LOOK, failed(&journal)).await.is_err());
-        disk.kill();
-        journal.commit(Commit::new().append(&log, ["two"])).await.unwrap_err();
-        timeout(Duration::from_secs(20), failed(&journal)).await.unwrap();
-    }
 }
