@@ -54,11 +54,13 @@ impl Server {
             peers.insert(*id, *address);
         }
         let config = voussoir_net::Config::new(CLUSTER);
-        let net = Arc::new(Tcp::bind(id, address, Arc::new(peers), config).await?);
+        let net = Arc::new(Tcp::prepare(id, address, Arc::new(peers), config).await?);
         let link: Arc<dyn Link> = NetLink::serve(net.clone(), SERVICE, node.clone())?;
         let gate = Arc::new(Gate { link, cut: Mutex::default() });
         let link: Arc<dyn Link> = gate.clone();
         node.maintain(&link);
+        // The replica is served: peers may connect.
+        net.open();
         Ok(Self { journal, node, replicas, link, gate, net })
     }
 

@@ -76,7 +76,7 @@ impl Server {
             peers.insert(*id, *address);
         }
         let config = voussoir_net::Config::new(CLUSTER);
-        let net = Arc::new(Tcp::bind(id, address, Arc::new(peers), config).await?);
+        let net = Arc::new(Tcp::prepare(id, address, Arc::new(peers), config).await?);
         let cut = Arc::new(Mutex::default());
         let gate = |link| -> Arc<dyn Link> { Arc::new(Gate { link, cut: Arc::clone(&cut) }) };
         let local = gate(NetLink::serve(net.clone(), IN_THE_REGION, node.clone())?);
@@ -84,6 +84,8 @@ impl Server {
         let region = Region::new(&node)?;
         let wide = gate(NetLink::serve_region(net.clone(), BETWEEN_REGIONS, region.clone())?);
         region.maintain(&local, &wide);
+        // The replica and the region are served: peers may connect.
+        net.open();
         Ok(Self { journal, region, replicas, local, _wide: wide, cut, net })
     }
 
