@@ -332,7 +332,10 @@ impl Core {
             RoleState::Leader(leader) => Some(self.leader_deadline(leader)),
             _ => Some(self.election_at),
         };
-        let at = [role, self.forwarded.deadline()].into_iter().flatten().min()?;
+        let at = match (role, self.forwarded.deadline()) {
+            (Some(role), Some(asked)) => role.min(asked),
+            (role, asked) => role.or(asked)?,
+        };
         Some(self.clock.to_caller(at))
     }
 

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use super::error::{Doubt, ProposeError, StopReason};
 use super::mailbox::Mailbox;
 use super::pending::Placed;
-use super::shared::{Answer, Event, Shared, count};
+use super::shared::{Answer, Event, Shared, count_alone};
 use super::tasks::Tasks;
 use crate::codec;
 use crate::machine::{Chunks, Command, MachineError, StateMachine};
@@ -232,7 +232,7 @@ impl Applier {
         let applied = self.at.0;
         self.follow_members(&entries);
         let at = (last.index, last.term);
-        count(&self.shared.counters.entries_applied, entries.len() as u64);
+        count_alone(&self.shared.counters.entries_applied, entries.len() as u64);
         let commands: Vec<Command> = entries
             .into_iter()
             // A snapshot that is newer than the core knows may already include some.

@@ -8,7 +8,7 @@ use std::mem::take;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,7 +22,7 @@ use super::pending::{ChangeReply, Proposal, Proposals, Reads};
 use super::progress::{CommitIndex, FollowersView, Freshness};
 use super::receive_snapshot::{Staging, give_up_covered};
 use super::send_snapshot;
-use super::shared::{Answer, Event, Shared, count};
+use super::shared::{Answer, Event, Shared, count, count_alone};
 use super::tasks::Tasks;
 use crate::core::{Core, FetchError, Input, Output, Patience, Persist, TransferEnd};
 use crate::error::{ProposeRejected, ReadRejected};
@@ -91,7 +91,7 @@ impl Driver {
     /// Runs until the node stops, and says why it did.
     pub(crate) async fn run(&mut self) -> StopReason {
         let mut events = Vec::new();
-        let mut timer = pin!(sleep_until(self.epoch));
+        let mut alarm = Alarm { timer: pin!(sleep_until(self.epoch)), rings_for: None };
         let mut turns = 0;
         loop {
             let turn = poll_fn(|cx| Poll::Ready(self.turn(cx, &mut events)));
@@ -105,7 +105,7 @@ impl Driver {
                 turns = 0;
                 tokio::task::yield_now().await;
             }
-            let open = self.sleep(&mut events, timer.as_mut(), &mut turns).await;
+            let open = self.sleep(&mut events, &mut alarm, &mut turns).await;
             if !open {
                 return self.shared.why_stopped();
             }
@@ -116,7 +116,7 @@ impl Driver {
     async fn sleep(
         &mut self,
         events: &mut Vec<Event>,
-        mut timer: Pin<&mut Sleep>,
+        alarm: &mut Alarm<'_>,
         turns: &mut u32,
     ) -> bool {
         poll_fn(|cx| {
@@ -133,25 +133,18 @@ impl Driver {
                 return Poll::Ready(true);
             }
             *turns = 0;
-            // Deadlines mostly move away from now: the timer is set again only when it is late,
-            // or when it has rung, since each setting costs more than an early ring once in a
-            // while.
-            let deadline = self.deadline();
-            if timer.is_elapsed() || deadline < timer.deadline() {
-                timer.as_mut().reset(deadline);
-            }
-            timer.as_mut().poll(cx).map(|()| true)
+            alarm.poll(cx, self.deadline()).map(|()| true)
         })
         .await
     }
 
     fn deadline(&self) -> Instant {
         let store_at = self.commit_index.deadline(&self.core);
-        let deadlines = [self.core.next_deadline(), self.overdue_at(), self.show_at, store_at];
         // A day: late enough to be harmless, early enough for every timer.
         let idle = self.now.saturating_add(86_400_000_000_000);
-        let nanos = deadlines.into_iter().flatten().fold(idle, u64::min);
-        self.epoch + Duration::from_nanos(nanos)
+        let earlier = |than: u64, at: Option<u64>| than.min(at.unwrap_or(than));
+        let nanos = earlier(earlier(idle, self.core.next_deadline()), self.overdue_at());
+        self.epoch + Duration::from_nanos(earlier(earlier(nanos, self.show_at), store_at))
     }
 
     /// When the oldest proposal has waited long enough.
@@ -164,7 +157,7 @@ impl Driver {
     fn turn(&mut self, cx: &mut Context<'_>, events: &mut Vec<Event>) -> Option<StopReason> {
         self.now = duration_nanos(self.epoch.elapsed());
         let now = self.now;
-        count(&self.shared.counters.turns, 1);
+        count_alone(&self.shared.counters.turns, 1);
         self.take_in(now, events);
         if self.core.next_deadline().is_some_and(|at| at <= now) {
             self.hold_election_until_admitted(now);
@@ -298,7 +291,7 @@ impl Driver {
         Some(match event {
             Event::Propose { data, proposal } => self.propose(now, data, proposal),
             Event::Read { token, deadline, reply } => {
-                count(&self.shared.counters.reads, 1);
+                count_alone(&self.shared.counters.reads, 1);
                 self.reads.add(token, reply);
                 if deadline <= self.epoch + Duration::from_nanos(now) {
                     self.fail_read(token, ReadError::TimedOut);
@@ -406,7 +399,7 @@ impl Driver {
     }
 
     fn propose(&mut self, now: u64, data: Bytes, proposal: Proposal) -> Input {
-        count(&self.shared.counters.proposals, 1);
+        count_alone(&self.shared.counters.proposals, 1);
         Input::Propose { token: self.proposals.add(proposal, now), data }
     }
 
@@ -535,8 +528,8 @@ impl Driver {
         let Persist { id, snapshot, truncate_from, release, range, hard_state, voters, repaired } =
             persist;
         let counters = &self.shared.counters;
-        count(&counters.writes, 1);
-        count(&counters.entries_written, range.end.saturating_sub(range.start));
+        count_alone(&counters.writes, 1);
+        count_alone(&counters.entries_written, range.end.saturating_sub(range.start));
         let (known, is_cheap) = (self.core.safe_commit(), hard_state.is_some());
         let commit = self.commit_index.take_along(known, self.now, is_cheap);
         let write = LogWrite {
@@ -743,6 +736,31 @@ impl Driver {
         if is_other {
             tracing::info!(target: "voussoir::raft", node, %role, term, leader, "role");
         }
+    }
+}
+
+/// Wakes the loop at the next deadline.
+struct Alarm<'a> {
+    timer: Pin<&'a mut Sleep>,
+    /// Whom it wakes, while it is set.
+    rings_for: Option<Waker>,
+}
+
+impl Alarm<'_> {
+    /// Ready at `deadline`. Deadlines mostly move away from now: the timer is set again only when
+    /// it is late, or when it has rung, since each setting costs more than an early ring once in a
+    /// while. One that is set and wakes this task is left alone.
+    fn poll(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
+        let is_set = !self.timer.is_elapsed() && deadline >= self.timer.deadline();
+        if is_set && self.rings_for.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            return Poll::Pending;
+        }
+        if !is_set {
+            self.timer.as_mut().reset(deadline);
+        }
+        let rung = self.timer.as_mut().poll(cx);
+        self.rings_for = rung.is_pending().then(|| cx.waker().clone());
+        rung
     }
 }
 
