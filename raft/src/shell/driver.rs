@@ -5,17 +5,18 @@
 use std::collections::BTreeMap;
 use std::future::poll_fn;
 use std::mem::take;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
+use super::alarm::Alarm;
 use super::applier::{Job, Machine};
 use super::error::{ChangeError, Doubt, ProposeError, ReadError, StopReason};
 use super::pending::{ChangeReply, Proposal, Proposals, Reads};
@@ -91,7 +92,8 @@ impl Driver {
     /// Runs until the node stops, and says why it did.
     pub(crate) async fn run(&mut self) -> StopReason {
         let mut events = Vec::new();
-        let mut alarm = Alarm { timer: pin!(sleep_until(self.epoch)), rings_for: None };
+        let timer = pin!(sleep_until(self.epoch));
+        let mut alarm = Alarm::new(timer);
         let mut turns = 0;
         loop {
             let turn = poll_fn(|cx| Poll::Ready(self.turn(cx, &mut events)));
@@ -736,31 +738,6 @@ impl Driver {
         if is_other {
             tracing::info!(target: "voussoir::raft", node, %role, term, leader, "role");
         }
-    }
-}
-
-/// Wakes the loop at the next deadline.
-struct Alarm<'a> {
-    timer: Pin<&'a mut Sleep>,
-    /// Whom it wakes, while it is set.
-    rings_for: Option<Waker>,
-}
-
-impl Alarm<'_> {
-    /// Ready at `deadline`. Deadlines mostly move away from now: the timer is set again only when
-    /// it is late, or when it has rung, since each setting costs more than an early ring once in a
-    /// while. One that is set and wakes this task is left alone.
-    fn poll(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
-        let is_set = !self.timer.is_elapsed() && deadline >= self.timer.deadline();
-        if is_set && self.rings_for.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-            return Poll::Pending;
-        }
-        if !is_set {
-            self.timer.as_mut().reset(deadline);
-        }
-        let rung = self.timer.as_mut().poll(cx);
-        self.rings_for = rung.is_pending().then(|| cx.waker().clone());
-        rung
     }
 }
 

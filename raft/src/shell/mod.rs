@@ -1,5 +1,6 @@
 //! The tokio shell: a node of one group.
 
+mod alarm;
 mod applier;
 mod driver;
 mod ending;
