@@ -36,7 +36,7 @@ pub use stream::RecordStream;
 /// One task owns it: reading and committing need `&mut`. It has no task of its own; a member that
 /// is not polled for `session_timeout` is removed from its group.
 pub struct Consumer {
-    queue: Queue,
+    pub(crate) queue: Queue,
     config: ConsumerConfig,
     membership: Option<Membership>,
     cursors: BTreeMap<Place, Cursor>,

@@ -280,6 +280,13 @@ pub enum TopicError {
         /// The name.
         name: String,
     },
+    /// The caller: the handle is of a topic of another queue, or of one that was opened before.
+    /// Nothing happened. Get the topic from the queue that it is used with.
+    #[error("the topic {name:?} is of another queue: get its handle from the queue that is used")]
+    Foreign {
+        /// The topic.
+        name: String,
+    },
     /// The topic has fewer partitions.
     #[error("the topic {name:?} has {partitions} partitions, and none with number {partition}")]
     UnknownPartition {
@@ -430,6 +437,9 @@ pub enum CommitError {
         /// How such a consumer commits.
         how: &'static str,
     },
+    /// The caller: the consumer is of another queue than the transaction. Nothing happened.
+    #[error("the consumer is of another queue than the transaction")]
+    ForeignConsumer,
     /// The consumer has no group, and so no offsets. Nothing happened.
     #[error("a consumer without a group stores no offsets")]
     NoGroup,

@@ -204,6 +204,7 @@ impl Producer {
         record: Record,
         durability: Durability,
     ) -> Result<SendFuture, SendError> {
+        self.shared.queue.check_own(topic)?;
         let (partition, sticky) = self.shared.choose(topic, &record)?;
         let lane = self.shared.lane(topic, partition)?;
         let deadline = self.shared.config.delivery_timeout.and_then(deadline);
@@ -236,6 +237,7 @@ impl Producer {
         record: Record,
         durability: Durability,
     ) -> Result<SendFuture, SendError> {
+        self.shared.queue.check_own(topic)?;
         let (partition, sticky) = match partition {
             Some(partition) => (partition, None),
             None => self.shared.choose(topic, &record)?,

@@ -38,6 +38,8 @@ pub(crate) struct Shared {
     /// Rises with each change of `topics`.
     topics_version: AtomicU64,
     pub(crate) groups: Groups,
+    /// Identity of this opening of the queue: each topic has a clone.
+    identity: Arc<()>,
 }
 
 /// A handle to a topic. Clones are the same topic.
@@ -51,6 +53,8 @@ struct TopicShared {
     config: TopicConfig,
     first_number: u32,
     slots: Vec<Result<Arc<Slot>, OpenError>>,
+    /// That of its queue.
+    identity: Arc<()>,
 }
 
 impl Queue {
@@ -71,17 +75,18 @@ impl Queue {
         let writer = Writer::open(store, config.max_waiting_commits)?;
         let entries: Vec<(String, TopicEntry)> =
             writer.read(|table| table.topics().map(|(key, topic)| (name_of(key), topic)).collect());
-        let mut topics = BTreeMap::new();
+        let (identity, mut topics) = (Arc::new(()), BTreeMap::new());
         for (name, entry) in entries {
             let numbers = entry.first_number..entry.first_number + entry.partitions;
             let stores = numbers.map(|number| (number, writer.store().partition(number)));
-            let topic = Topic::open(name.clone(), entry, stores, &config);
+            let topic = Topic::open(name.clone(), entry, stores, (&identity, &config));
             topics.insert(name, topic);
         }
         writer.store().delete_orphans(|number| writer.read(|table| table.has_partition(number)));
         let groups = Groups::new(config.max_groups);
         let (topics, topics_version) = (RwLock::new(topics), AtomicU64::new(1));
-        Ok(Self { shared: Arc::new(Shared { writer, config, topics, topics_version, groups }) })
+        let shared = Shared { writer, config, topics, topics_version, groups, identity };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// Creates a topic, durably.
@@ -103,7 +108,8 @@ impl Queue {
         self.shared.writer.change(SMALL_BYTES, plan, move |result| {
             let topic = result.map(|(entry, stores): (_, Vec<_>)| {
                 let stores = stores.into_iter().map(|(number, store)| (number, Ok(store)));
-                let topic = Topic::open(title.clone(), entry, stores, &ending.config);
+                let queue = (&ending.identity, &ending.config);
+                let topic = Topic::open(title.clone(), entry, stores, queue);
                 ending.change_topics(|topics| drop(topics.insert(title, topic.clone())));
                 topic
             });
@@ -178,6 +184,15 @@ impl Queue {
     pub fn topic(&self, name: &str) -> Result<Topic, TopicError> {
         let topic = self.shared.topics.read().get(name).cloned();
         topic.ok_or_else(|| TopicError::Unknown { name: name.to_owned() })
+    }
+
+    /// Refuses a topic of another queue, whose partitions have the numbers of partitions of this
+    /// one.
+    pub(crate) fn check_own(&self, topic: &Topic) -> Result<(), TopicError> {
+        if Arc::ptr_eq(&topic.shared.identity, &self.shared.identity) {
+            return Ok(());
+        }
+        Err(TopicError::Foreign { name: topic.name().to_owned() })
     }
 
     /// The most bytes of a [`Transaction`](crate::Transaction): half of the journal's largest
@@ -385,7 +400,7 @@ impl Topic {
         name: String,
         entry: TopicEntry,
         stores: impl Iterator<Item = (u32, Result<JournalPartition, StoreError>)>,
-        config: &QueueConfig,
+        (identity, config): (&Arc<()>, &QueueConfig),
     ) -> Self {
         let slot = |(number, store): (u32, Result<JournalPartition, StoreError>)| {
             let store = Arc::new(store?);
@@ -401,7 +416,8 @@ impl Topic {
         });
         let retention = entry.retention();
         let config = TopicConfig { partitions: entry.partitions, retention, compaction };
-        Self { shared: Arc::new(TopicShared { name, config, first_number, slots }) }
+        let identity = Arc::clone(identity);
+        Self { shared: Arc::new(TopicShared { name, config, first_number, slots, identity }) }
     }
 
     /// Its name.

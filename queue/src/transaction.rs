@@ -162,7 +162,7 @@ impl<'a> Transaction<'a> {
     /// Adds a record for a partition. A record without a timestamp gets that of now.
     ///
     /// # Errors
-    /// There is no such partition, the record fits into no batch, or the transaction would fit into
+    /// There is no such partition in the queue, the record fits into no batch, or the transaction would fit into
     /// no commit of the journal ([`CommitError::TooLarge`]). The transaction is unchanged.
     pub fn send(
         &mut self,
@@ -170,6 +170,7 @@ impl<'a> Transaction<'a> {
         partition: u32,
         record: &Record,
     ) -> Result<(), CommitError> {
+        self.queue.check_own(topic)?;
         let slot = topic.slot(partition)?;
         let mut record = record.clone();
         stamp(&mut record);
@@ -200,8 +201,11 @@ impl<'a> Transaction<'a> {
     /// transaction are.
     ///
     /// # Errors
-    /// The consumer has no group, or the transaction would be too large.
+    /// The consumer has no group or is of another queue, or the transaction would be too large.
     pub fn offsets(&mut self, consumer: &Consumer) -> Result<(), CommitError> {
+        if !Arc::ptr_eq(&consumer.queue.shared, &self.queue.shared) {
+            return Err(CommitError::ForeignConsumer);
+        }
         self.push_offsets(consumer.group_offsets()?)
     }
 
