@@ -7,9 +7,11 @@ use std::time::Duration;
 use support::{now_or_work, read_all, small};
 use voussoir_journal::Journal;
 use voussoir_journal::files::crash::CrashFiles;
+use voussoir_queue::store::MemoryPartition;
+use voussoir_queue::work::{MemoryWork, Receipt, WorkConfig, WorkError, WorkQueue};
 use voussoir_queue::{
-    CommitError, ConsumerConfig, Durability, Outcome, ProducerConfig, Queue, Record, SendError,
-    Topic, TopicConfig, TopicError, TopicPartition,
+    CommitError, Config, ConsumerConfig, Durability, Outcome, Partition, ProducerConfig, Queue,
+    Record, SendError, Topic, TopicConfig, TopicError, TopicPartition,
 };
 
 /// Two queues of one journal, each with a topic of two partitions: the partitions have the same
@@ -82,4 +84,59 @@ fn offsets_of_another_queues_consumer_are_not_committed() {
     assert_eq!(transaction.offsets(&consumer), Err(CommitError::ForeignConsumer));
     now_or_work(&journal, transaction.commit()).expect("there is nothing in it");
     assert_eq!((one.groups(), two.groups()), (Vec::new(), Vec::new()));
+}
+
+async fn work_queue(records: usize) -> (WorkQueue, Partition, MemoryWork) {
+    let source = Partition::open(MemoryPartition::new(1 << 20), Config::default());
+    let (source, store) = (source.expect("it opens"), MemoryWork::new());
+    for at in 0..records {
+        let appending = source.append(support::one(&at.to_string()), Durability::Synced);
+        appending.await.expect("it is appended");
+    }
+    let work = WorkQueue::open(source.clone(), store.clone(), WorkConfig::default());
+    (work.expect("the work queue opens"), source, store)
+}
+
+async fn receive(work: &WorkQueue) -> Vec<Receipt> {
+    let received = work.receive(10, Duration::ZERO).await.expect("it receives");
+    received.into_iter().map(|delivery| delivery.receipt).collect()
+}
+
+/// Each verb, with a receipt that `work` has not given.
+async fn is_refused(work: &WorkQueue, receipt: &Receipt) {
+    let lost = Err(WorkError::LeaseLost { offset: receipt.offset() });
+    assert_eq!(work.ack(receipt).await, lost);
+    assert_eq!(work.ack_all(&[*receipt]).await, std::slice::from_ref(&lost));
+    assert_eq!(work.nack(receipt, None).await, lost);
+    assert_eq!(work.reject(receipt, "bad").await, lost);
+    assert_eq!(work.extend(receipt, Duration::from_secs(1)).await, lost);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_receipt_of_another_work_queue_settles_nothing() {
+    let ((urgent, source, store), (other, ..)) = (work_queue(3).await, work_queue(3).await);
+    let (mine, foreign) = (receive(&urgent).await, receive(&other).await);
+    assert_eq!((mine.len(), foreign.len()), (3, 3));
+    for (mine, foreign) in mine.iter().zip(&foreign) {
+        assert_eq!(mine.offset(), foreign.offset());
+        assert_ne!(mine, foreign);
+        is_refused(&urgent, foreign).await;
+    }
+    assert_eq!((urgent.stats().floor, urgent.stats().leased), (0, 3));
+    assert_eq!(urgent.stats().dead_letters, 0);
+    assert!(urgent.ack_all(&mine).await.iter().all(Result::is_ok));
+    assert_eq!((urgent.stats().floor, other.stats().floor), (3, 0));
+
+    // Nor does one of the same work queue that was opened before.
+    let late = receive(&other).await;
+    assert_eq!(late, [], "they are leased");
+    let appending = source.append(support::one("late"), Durability::Synced);
+    appending.await.expect("it is appended");
+    let before = receive(&urgent).await;
+    drop(urgent);
+    let work = WorkQueue::open(source, store, WorkConfig::default()).expect("it opens again");
+    let now = receive(&work).await;
+    assert_eq!((before.len(), now.len()), (1, 1));
+    is_refused(&work, &before[0]).await;
+    work.ack(&now[0]).await.expect("it has given the receipt");
 }

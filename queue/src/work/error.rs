@@ -8,8 +8,12 @@ use crate::error::{FetchError, Outcome, StoreError};
 pub enum WorkError {
     /// The caller no longer holds the record: its lease has expired, the record is settled already,
     /// or the process was started again. Nothing happened. The record is delivered again unless it
-    /// was settled: drop what was done for it, or have done it so that it can be done twice.
-    #[error("the lease on the record at offset {offset} has ended")]
+    /// was settled: drop what was done for it, or have done it so that it can be done twice. Also
+    /// the answer to a receipt of another work queue, which settles nothing in this one.
+    #[error(
+        "this work queue has no such lease on the record at offset {offset}: it has ended, or \
+         another work queue has given the receipt"
+    )]
     LeaseLost {
         /// Offset of the record in the source.
         offset: u64,

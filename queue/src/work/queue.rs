@@ -69,9 +69,13 @@ impl Drop for Handle {
     }
 }
 
-/// The lease on a record, which a worker names when it settles the record.
+/// The lease on a record, which a worker names when it settles the record. It is of the work queue
+/// that has delivered the record, as it was opened then: any other one answers
+/// [`WorkError::LeaseLost`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Receipt {
+    /// The opening of a work queue that has given it.
+    opening: u64,
     held: Held,
     offset: u64,
 }
@@ -223,7 +227,8 @@ impl WorkQueue {
     ///
     /// # Errors
     /// [`WorkError::LeaseLost`] when the lease has ended: the record is, or will be, delivered to
-    /// another worker. See [`WorkError`] for others.
+    /// another worker; or when another work queue has given the receipt. See [`WorkError`] for
+    /// others.
     ///
     /// # Cancel safety
     /// Once polled, it happens all the same.
@@ -380,6 +385,11 @@ impl WorkQueue {
         receipt: &Receipt,
         input: impl FnOnce(u64, Held) -> Input<Arc<Record>>,
     ) -> Answer {
+        if receipt.opening != self.shared().opening {
+            let (sender, answer) = oneshot::channel();
+            drop(sender.send(Err(WorkError::LeaseLost { offset: receipt.offset })));
+            return Answer(answer);
+        }
         let held = receipt.held;
         self.begin(receipt.offset, move |id| input(id, held))
     }
@@ -444,9 +454,10 @@ impl Handed {
         lease: u64,
         records: Vec<(Slot, u32, Arc<Record>)>,
     ) -> Self {
+        let opening = shared.opening;
         let delivery = |(slot, deliveries, record): (Slot, u32, Arc<Record>)| {
             let held = Held { slot, incarnation, lease };
-            let receipt = Receipt { held, offset: record.offset };
+            let receipt = Receipt { opening, held, offset: record.offset };
             Delivery { record: (*record).clone(), deliveries, receipt }
         };
         let deliveries = records.into_iter().map(delivery).collect();

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -26,7 +27,12 @@ use crate::store::Done;
 /// Bytes of the source that are read at once.
 const FETCH_BYTES: usize = 256 << 10;
 
+/// Openings of work queues in this process.
+static OPENINGS: AtomicU64 = AtomicU64::new(0);
+
 pub(super) struct Shared {
+    /// Of [`OPENINGS`]; no other work queue of the process has it, nor this one opened again.
+    pub(super) opening: u64,
     pub(super) source: Partition,
     pub(super) store: Arc<dyn WorkStore>,
     pub(super) config: WorkConfig,
@@ -133,6 +139,7 @@ impl Shared {
             armed: Plan::default(),
         };
         Self {
+            opening: OPENINGS.fetch_add(1, Relaxed),
             source,
             store,
             config,
