@@ -82,6 +82,14 @@ impl StoreError {
         }
     }
 
+    /// What later writes are answered, after this has ended them.
+    pub(crate) fn as_stopped(&self) -> Self {
+        match self {
+            Self::Stopped { .. } => self.clone(),
+            other => Self::Stopped { why: other.to_string() },
+        }
+    }
+
     /// Whether the same call may succeed later on the same store.
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Full { .. } | Self::Busy { .. })

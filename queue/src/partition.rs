@@ -4,7 +4,7 @@ use std::fmt;
 use std::future::Future;
 use std::ops::Range;
 use std::pin::Pin;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
@@ -61,6 +61,8 @@ struct Shared {
     inner: Mutex<Inner>,
     /// A compaction is under way.
     is_compacting: AtomicBool,
+    /// Its topic has been deleted.
+    is_deleted: AtomicBool,
 }
 
 struct Inner {
@@ -169,7 +171,7 @@ impl Partition {
         let shared = Arc::new_cyclic(|shared| {
             let generation = append::generation(Weak::clone(shared), store.log());
             let inner = Mutex::new(inner(generation));
-            let is_compacting = AtomicBool::new(false);
+            let (is_compacting, is_deleted) = (AtomicBool::new(false), AtomicBool::new(false));
             Shared {
                 store,
                 config,
@@ -178,6 +180,7 @@ impl Partition {
                 snapshot_bytes,
                 inner,
                 is_compacting,
+                is_deleted,
             }
         });
         Ok(Self { shared })
@@ -295,6 +298,17 @@ impl Partition {
     /// readers that wait get [`FetchError::Closed`].
     pub fn close(&self) {
         append::stop(&self.shared, StoreError::Stopped { why: "the partition is closed".into() });
+    }
+
+    /// As [`close`](Self::close), when the logs of the partition are gone.
+    #[cfg(feature = "journal")]
+    pub(crate) fn note_deletion(&self) {
+        self.shared.is_deleted.store(true, Ordering::Release);
+        append::stop(&self.shared, StoreError::Stopped { why: "the topic was deleted".into() });
+    }
+
+    pub(crate) fn is_deleted(&self) -> bool {
+        self.shared.is_deleted.load(Ordering::Acquire)
     }
 
     /// A snapshot of sizes and counters.

@@ -119,8 +119,10 @@ impl Queue {
     }
 
     /// Deletes a topic with all its records, durably. Its partitions take no more records, readers
-    /// that wait get [`FetchError::Closed`]. A topic of the same name can be created again: it has
+    /// that wait get [`FetchError::Closed`], workers [`WorkError::Deleted`]. A topic of the same name can be created again: it has
     /// nothing in common with this one, and offsets that groups have stored are not about it.
+    ///
+    /// [`WorkError::Deleted`]: crate::work::WorkError::Deleted
     ///
     /// # Errors
     /// See [`TopicError`].

@@ -178,10 +178,7 @@ impl Writer {
             let mut inner = self.shared.inner.lock();
             let limit = inner.max_queue;
             match &inner.stopped {
-                Some(error) => {
-                    let why = error.to_string();
-                    Some((Box::new(item), StoreError::Stopped { why }))
-                }
+                Some(error) => Some((Box::new(item), error.as_stopped())),
                 None if inner.queue.len() >= limit => {
                     let why = format!("{limit} commits wait already (max_waiting_commits)");
                     Some((Box::new(item), StoreError::Busy { why }))
@@ -513,7 +510,7 @@ fn land(shared: &Arc<Shared>, group: Group, turns: Turns, result: Result<(), Sto
     for (slot, turn) in turns.into_values() {
         if result.is_ok() && is_deleted(&slot) {
             // Nothing must be appended to a log that is gone: it would come back.
-            slot.partition.close();
+            slot.partition.note_deletion();
         }
         if let Ok(turn) = turn {
             turn.land(result.clone());

@@ -7,7 +7,7 @@ use std::time::Duration;
 use support::{now_or_work, one};
 use voussoir_journal::Journal;
 use voussoir_journal::files::crash::CrashFiles;
-use voussoir_queue::work::{Delivery, WorkConfig, WorkQueue};
+use voussoir_queue::work::{Delivery, WorkConfig, WorkError, WorkQueue};
 use voussoir_queue::{Durability, OpenError, Queue, QueueConfig, TopicConfig};
 
 fn open(disk: &CrashFiles) -> (Journal, Queue) {
@@ -93,6 +93,48 @@ async fn a_group_is_open_once_and_belongs_to_one_topic() {
     append(&journal, &queue, "b");
     let work = queue.work_queue("orders", 0, "g", config()).expect("it opens");
     assert_eq!(values(&receive(&journal, &work)), [b"b"]);
+}
+
+/// A receiver that waits, records in memory, and leases: none of them outlives the topic.
+#[tokio::test(start_paused = true)]
+async fn workers_of_a_deleted_topic_are_told() {
+    let disk = CrashFiles::new(4);
+    let (journal, queue) = open(&disk);
+    let create = || queue.create_topic("orders", TopicConfig::partitions(1));
+    now_or_work(&journal, create()).expect("it is created");
+    let work = queue.work_queue("orders", 0, "g", config()).expect("it opens");
+    for value in ["a", "b", "c"] {
+        append(&journal, &queue, value);
+    }
+    let leased = now_or_work(&journal, work.receive(2, Duration::ZERO)).expect("it receives");
+    assert_eq!((values(&leased), work.stats().records), (vec![&b"a"[..], b"b"], 3));
+    // One without records, and without an end.
+    let idle = queue.work_queue("orders", 0, "idle", config()).expect("it opens");
+    let all = receive(&journal, &idle);
+    let receipts: Vec<_> = all.iter().map(|delivery| delivery.receipt).collect();
+    assert!(now_or_work(&journal, idle.ack_all(&receipts)).iter().all(Result::is_ok));
+    let waiting = tokio::spawn({
+        let idle = idle.clone();
+        async move { idle.receive(10, Duration::MAX).await }
+    });
+    tokio::task::yield_now().await;
+    assert_eq!(idle.stats().waiting, 1);
+
+    now_or_work(&journal, queue.delete_topic("orders")).expect("it is deleted");
+    now_or_work(&journal, create()).expect("it is created");
+    append(&journal, &queue, "new");
+    assert_eq!(waiting.await.expect("it ends"), Err(WorkError::Deleted));
+    let deleted = Err(WorkError::Deleted);
+    assert_eq!(work.receive(10, Duration::MAX).await, deleted, "\"c\" is gone");
+    let receipt = &leased[0].receipt;
+    let deleted = Err(WorkError::Deleted);
+    assert_eq!(work.ack(receipt).await, deleted);
+    assert_eq!(work.nack(receipt, None).await, deleted);
+    assert_eq!(work.reject(receipt, "bad").await, deleted);
+    assert_eq!(work.extend(receipt, Duration::from_secs(1)).await, deleted);
+    drop((work, idle));
+    let work = queue.work_queue("orders", 0, "g", config()).expect("it opens");
+    assert_eq!(values(&receive(&journal, &work)), [b"new"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

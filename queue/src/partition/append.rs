@@ -269,9 +269,8 @@ pub(super) fn stop(shared: &Arc<Shared>, error: StoreError) {
 impl Shared {
     /// Why the batch cannot be queued.
     pub(super) fn check(&self, inner: &Inner, batch: &Batch) -> Option<ProduceError> {
-        if let Some(why) = &inner.stopped {
-            let why = why.to_string();
-            return Some(StoreError::Stopped { why }.into());
+        if let Some(error) = &inner.stopped {
+            return Some(error.as_stopped().into());
         }
         let header = batch.header();
         if header.is_control() {
@@ -300,8 +299,9 @@ impl Shared {
     }
 
     pub(super) fn stopped(&self) -> StoreError {
-        let why = self.inner.lock().stopped.as_ref().map(ToString::to_string);
-        StoreError::Stopped { why: why.unwrap_or_default() }
+        let inner = self.inner.lock();
+        let error = inner.stopped.as_ref().map(StoreError::as_stopped);
+        error.unwrap_or_else(|| StoreError::Stopped { why: String::new() })
     }
 }
 

@@ -55,6 +55,10 @@ pub enum WorkError {
     /// The delay is longer than `max_delay`. Nothing happened.
     #[error("the delay is longer than max_delay")]
     DelayTooLong,
+    /// The topic of the source was deleted, with its records: none of them is delivered or settled
+    /// any more. Nothing happened. Drop the work queue; over a topic of the same name open another.
+    #[error("the topic of the work queue was deleted")]
+    Deleted,
     /// The source cannot be read. Nothing happened.
     #[error("the source of the work queue: {0}")]
     Source(FetchError),

@@ -19,7 +19,7 @@ use super::error::WorkError;
 use super::queue::Handed;
 use super::schedule;
 use super::store::{WorkStore, WorkWrite};
-use crate::error::FetchError;
+use crate::error::{FetchError, StoreError};
 use crate::format::{self, Batch, FormatError, MAX_UNPACKED_BYTES, Record, RecordHeader};
 use crate::partition::Partition;
 use crate::store::Done;
@@ -182,6 +182,11 @@ impl Shared {
         let now = self.clock.now();
         {
             let mut inner = self.inner.lock();
+            if self.source.is_deleted() {
+                // Before the input: nothing is delivered or settled any more.
+                let error = StoreError::Stopped { why: "the topic was deleted".to_owned() };
+                inner.core.step(now, Input::Stop { error });
+            }
             if let Some(input) = input {
                 inner.core.step(now, input);
             }
@@ -256,6 +261,9 @@ impl Shared {
             Action::Write(writing) => self.write(writing),
             Action::Hand { waiter, incarnation, lease, records } => {
                 let handed = Handed::new(Arc::clone(self), incarnation, lease, records);
+                if self.source.is_deleted() {
+                    return waiter.refuse(WorkError::Deleted);
+                }
                 // When nobody waits any more, dropping it gives the records back.
                 if let Waiter::Receive(sender) = waiter {
                     drop(sender.send(Ok(handed)));
@@ -290,6 +298,9 @@ impl Shared {
                 WorkError::DeadLettersFull { limit: self.config.max_dead_letters }
             }
             Refusal::Source => WorkError::Source(source.unwrap_or(FetchError::Closed)),
+            Refusal::Store(StoreError::Stopped { .. }) if self.source.is_deleted() => {
+                WorkError::Deleted
+            }
             Refusal::Store(error) => WorkError::Store(error),
         }
     }

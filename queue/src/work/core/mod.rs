@@ -590,8 +590,7 @@ impl<T: Clone> Core<T> {
     }
 
     fn stop(&mut self, error: StoreError) {
-        let why = error.to_string();
-        self.stopped.get_or_insert(StoreError::Stopped { why });
+        self.stopped.get_or_insert_with(|| error.as_stopped());
         let refusal = Refusal::Store(self.stopped.clone().unwrap_or(error));
         for waiting in std::mem::take(&mut self.waiting) {
             self.answer(waiting.id, Err(refusal.clone()));
