@@ -18,6 +18,7 @@ use crate::core::table::View;
 use crate::error::{CommitError, ConsumeError, TopicError};
 use crate::format::Record;
 use crate::groups::Group;
+use crate::lag::Lag;
 use crate::partition::Seek;
 use crate::queue::{Queue, SMALL_BYTES, TopicPartition, gone};
 use crate::transaction::{GroupOffsets, OFFSET_BYTES, plan_offsets};
@@ -98,25 +99,6 @@ pub struct Polled {
     pub lost: Vec<TopicPartition>,
 }
 
-/// How far a consumer or a group is behind in a partition.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Lag {
-    /// The partition.
-    pub partition: TopicPartition,
-    /// Offset of the next record to be read.
-    pub position: u64,
-    /// Offset after the last record.
-    pub end: u64,
-}
-
-impl Lag {
-    /// Offsets between the two; more than records where offsets are missing.
-    pub fn offsets(&self) -> u64 {
-        self.end.saturating_sub(self.position)
-    }
-}
-
 /// The answer to a commit. The commit goes on when it is dropped.
 #[must_use = "the answer says whether the offsets are stored"]
 #[derive(Debug)]
@@ -167,35 +149,6 @@ impl Queue {
             news: News::default(),
             failure: None,
             committing: None,
-        })
-    }
-
-    /// How far a group is behind, for each partition in which it has stored an offset.
-    pub fn lag(&self, group: &str) -> Vec<Lag> {
-        let mut lags = Vec::new();
-        for topic in self.topics() {
-            for (partition, slot) in topic.opened_slots() {
-                let key = Key::Offset(group.to_owned(), slot.number);
-                let stored = self.shared.writer.read(|table| u64::read(table.get(&key)?));
-                let end = slot.partition.offsets().end;
-                let partition = TopicPartition::new(topic.name(), partition);
-                lags.extend(stored.map(|position| Lag { partition, position, end }));
-            }
-        }
-        lags
-    }
-
-    /// Names of the groups that have stored an offset, in order.
-    pub fn groups(&self) -> Vec<String> {
-        self.shared.writer.read(|table| {
-            let mut groups: Vec<String> = Vec::new();
-            let mut from = Key::Offset(String::new(), 0);
-            // Ends: each round goes to the next name.
-            while let Some((Key::Offset(group, _), _)) = table.from(from).next() {
-                groups.push(group.clone());
-                from = Key::Offset(format!("{group}\0"), 0);
-            }
-            groups
         })
     }
 }

@@ -20,8 +20,9 @@ use crate::core::table::{Table, View};
 use crate::error::{CommitError, ConsumeError, StoreError};
 use crate::queue::{Queue, SMALL_BYTES, gone};
 
-/// The most bytes of changes by which one commit deletes a group.
-const DELETED_BYTES: usize = 64 << 10;
+/// The most bytes of changes by which one commit deletes a group, or what groups have stored about a
+/// topic.
+pub(crate) const DELETED_BYTES: usize = 64 << 10;
 
 /// The time of day, in ms since the UNIX epoch.
 pub(crate) fn now_ms() -> u64 {

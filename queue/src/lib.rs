@@ -12,6 +12,8 @@ mod error;
 pub mod format;
 #[cfg(feature = "journal")]
 mod groups;
+#[cfg(feature = "journal")]
+mod lag;
 #[cfg(feature = "metrics")]
 mod metrics;
 mod partition;
@@ -47,13 +49,15 @@ pub use config::{
 #[cfg(feature = "stream")]
 pub use consumer::RecordStream;
 #[cfg(feature = "journal")]
-pub use consumer::{CommitFuture, Consumer, ConsumerRecord, Lag, Polled};
+pub use consumer::{CommitFuture, Consumer, ConsumerRecord, Polled};
 pub use core::group::Assignor;
 pub use error::{
     CommitError, ConfigError, ConsumeError, FetchError, OpenError, Outcome, ProduceError,
     SendError, StoreError, TopicError,
 };
 pub use format::{Batch, BatchBuilder, Compression, Record};
+#[cfg(feature = "journal")]
+pub use lag::Lag;
 #[cfg(feature = "metrics")]
 pub use metrics::QueueMetrics;
 pub use partition::{

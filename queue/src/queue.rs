@@ -14,7 +14,7 @@ use crate::config::{Compaction, QueueConfig, Retention, TopicConfig};
 use crate::core::entry::{Change, Counters, Key, MAX_NAME_BYTES, TopicEntry, Value};
 use crate::core::table::View;
 use crate::error::{FetchError, OpenError, StoreError, TopicError};
-use crate::groups::Groups;
+use crate::groups::{DELETED_BYTES, Groups};
 use crate::partition::Partition;
 use crate::store::{JournalPartition, JournalStore};
 use crate::writer::{Plan, Slot, Writer};
@@ -120,7 +120,8 @@ impl Queue {
 
     /// Deletes a topic with all its records, durably. Its partitions take no more records, readers
     /// that wait get [`FetchError::Closed`], workers [`WorkError::Deleted`]. A topic of the same name can be created again: it has
-    /// nothing in common with this one, and offsets that groups have stored are not about it.
+    /// nothing in common with this one. What groups have stored about it goes with it, and groups
+    /// that have stored nothing else and have no members are deleted.
     ///
     /// [`WorkError::Deleted`]: crate::work::WorkError::Deleted
     ///
@@ -128,8 +129,8 @@ impl Queue {
     /// See [`TopicError`].
     ///
     /// # Cancel safety
-    /// The topic may be deleted all the same. One of more than 400 partitions is deleted in several
-    /// commits: after an error, or when the future was dropped, some partitions may be gone and the
+    /// The topic may be deleted all the same. One of more than 400 partitions, or of which groups
+    /// have stored some hundreds of offsets and more, is deleted in several commits: after an error, or when the future was dropped, some partitions may be gone and the
     /// topic still be there; delete it again.
     pub async fn delete_topic(&self, name: &str) -> Result<(), TopicError> {
         let topic = self.topic(name)?;
@@ -138,19 +139,22 @@ impl Queue {
         let mut parts = numbers.chunks(DELETED_PARTITIONS).peekable();
         // Ends: each round takes a part.
         while let Some(part) = parts.next() {
-            self.delete_partitions(&topic, part, parts.peek().is_none()).await?;
+            let is_last = parts.peek().is_none();
+            // Ends: each round but the last one removes offsets.
+            while !self.delete_partitions(&topic, part, is_last).await? {}
         }
         Ok(())
     }
 
     /// Deletes the logs of these partitions, damaged ones too, and with the last of them the entry
-    /// of the topic, in one commit.
+    /// of the topic and what groups have stored about it, in one commit. Returns whether it is
+    /// done: when they have stored too much for one commit, it removes a part of that.
     async fn delete_partitions(
         &self,
         topic: &Topic,
         numbers: &[u32],
         is_last: bool,
-    ) -> Result<(), TopicError> {
+    ) -> Result<bool, TopicError> {
         let (answer, answered) = oneshot::channel();
         let slots = topic.slots().filter(|slot| numbers.contains(&slot.number));
         let slots: Vec<_> = slots.cloned().collect();
@@ -159,22 +163,32 @@ impl Queue {
         let (key, title) = (Key::Topic(topic.name().to_owned()), topic.name().to_owned());
         let first_number = topic.id();
         let operations = deletes.len();
+        let groups = Arc::clone(&self.shared);
+        let bytes = self.shared.writer.max_item_bytes().min(DELETED_BYTES + SMALL_BYTES);
         let plan = move |view: View<'_>| {
             let entry = view.get(&key).and_then(|value| TopicEntry::read(value));
             match entry {
                 // It may have been deleted, and created again, since it was looked up.
                 Some(entry) if entry.first_number == first_number => {
-                    let changes = is_last.then(|| Change::remove(key)).into_iter().collect();
-                    Ok((Plan { changes, deletes, ..Plan::default() }, ()))
+                    let (mut changes, mut is_done) = (Vec::new(), true);
+                    if is_last {
+                        let has_members = |group: &str| groups.groups.has_members(group);
+                        let bytes = bytes - SMALL_BYTES;
+                        (changes, is_done) =
+                            view.forget_partitions(&entry.numbers(), bytes, has_members);
+                        changes.extend(is_done.then(|| Change::remove(key)));
+                    }
+                    Ok((Plan { changes, deletes, ..Plan::default() }, is_done))
                 }
                 _ => Err(TopicError::Unknown { name: name_of(&key) }),
             }
         };
-        self.shared.writer.run(slots, (SMALL_BYTES, operations), plan, move |result| {
-            if result.is_ok() && is_last {
+        self.shared.writer.run(slots, (bytes, operations), plan, move |result| {
+            let result = result.map(|(is_done, _)| is_done);
+            if is_last && result == Ok(true) {
                 ending.change_topics(|topics| drop(topics.remove(&title)));
             }
-            drop(answer.send(result.map(|_| ())));
+            drop(answer.send(result));
         });
         answered.await.map_err(|_| gone())?
     }

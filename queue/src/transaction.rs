@@ -311,8 +311,13 @@ pub(crate) fn plan_offsets(
     }
     let change =
         |(number, offset): &(u32, u64)| Change::put(Key::Offset(group.clone(), *number), offset);
-    let used = view.use_group(&group, now_ms());
-    Ok(offsets.offsets.iter().map(change).chain(used).collect())
+    // Of a topic that was deleted meanwhile nothing is kept.
+    let is_there = |(number, _): &&(u32, u64)| view.has_partition(*number);
+    let mut changes: Vec<_> = offsets.offsets.iter().filter(is_there).map(change).collect();
+    if !changes.is_empty() {
+        changes.extend(view.use_group(&group, now_ms()));
+    }
+    Ok(changes)
 }
 
 impl fmt::Debug for TransactionalProducer {

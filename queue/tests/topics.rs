@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use support::{now_or_work, one, read_all, ready, small, work};
-use voussoir_journal::files::crash::CrashFiles;
+use voussoir_journal::files::crash::{CrashFiles, Loss};
 use voussoir_journal::{Files, Journal, MemoryFiles};
 use voussoir_queue::{
-    Durability, FetchError, OpenError, ProduceError, Queue, QueueConfig, Record, StoreError,
-    TopicConfig, TopicError,
+    Consumer, ConsumerConfig, Durability, FetchError, Guarantee, OpenError, ProduceError, Queue,
+    QueueConfig, Record, StoreError, TopicConfig, TopicError, TopicPartition,
 };
 
 fn open(files: Arc<dyn Files>) -> (Journal, Queue) {
@@ -238,10 +238,10 @@ fn the_table_of_a_queue_does_not_fill_the_journal() {
     let create = queue.create_topic("t", TopicConfig::default());
     let topic = now_or_work(&journal, create).expect("it is created");
     let partition = topic.partition(0).expect("one");
-    let place = voussoir_queue::TopicPartition::new("t", 0);
-    let mut config = voussoir_queue::ConsumerConfig::default();
+    let place = TopicPartition::new("t", 0);
+    let mut config = ConsumerConfig::default();
     config.group = Some("g".to_owned());
-    config.guarantee = voussoir_queue::Guarantee::Manual;
+    config.guarantee = Guarantee::Manual;
     let mut consumer = queue.consumer(config).expect("a consumer");
     consumer.assign(std::slice::from_ref(&place)).expect("it is there");
     for round in 1..=100_u64 {
@@ -365,4 +365,84 @@ fn all_partitions_of_a_full_store_are_released() {
     for _ in 0..1_000 {
         append(&journal, &queue, "one", 0, &value);
     }
+}
+
+fn reader(queue: &Queue, group: &str, places: &[TopicPartition]) -> Consumer {
+    let mut config = ConsumerConfig::default();
+    (config.group, config.guarantee) = (Some(group.to_owned()), Guarantee::Manual);
+    let mut reader = queue.consumer(config).expect("a consumer");
+    reader.assign(places).expect("they are there");
+    reader
+}
+
+#[test]
+fn what_groups_have_stored_about_a_deleted_topic_goes_with_it() {
+    let disk = CrashFiles::new(10);
+    let (journal, queue) = open(disk.mount());
+    for name in ["t", "other"] {
+        let creating = queue.create_topic(name, TopicConfig::partitions(2));
+        now_or_work(&journal, creating).expect("it is created");
+    }
+    let (t, other) = (TopicPartition::new("t", 1), TopicPartition::new("other", 0));
+    let mut only = reader(&queue, "only", std::slice::from_ref(&t));
+    let mut both = reader(&queue, "both", &[t.clone(), other]);
+    now_or_work(&journal, only.commit()).expect("it is stored");
+    now_or_work(&journal, both.commit()).expect("it is stored");
+    assert_eq!(queue.groups(), ["both", "only"]);
+    now_or_work(&journal, queue.delete_topic("t")).expect("it is deleted");
+    assert_eq!(queue.groups(), ["both"]);
+    // Members that have not heard of it bring nothing back.
+    now_or_work(&journal, only.commit()).expect("there is nothing to store");
+    now_or_work(&journal, both.commit()).expect("it is stored");
+    assert_eq!(queue.groups(), ["both"]);
+    let expired = now_or_work(&journal, queue.expire_groups(Duration::ZERO));
+    assert_eq!(expired.as_deref(), Ok(&["both".to_owned()][..]), "there is no other group");
+}
+
+/// Groups have stored more than one commit takes. Wherever the power goes off, a topic of the same
+/// name that is created behind it has nothing of this one, and no group is left.
+#[test]
+fn a_deletion_that_loses_power_leaves_no_offset() {
+    let (mut parts, mut there, mut gone) = (0, 0, 0);
+    for seed in 0..40 {
+        let disk = CrashFiles::new(seed);
+        let (journal, queue) = open(disk.mount());
+        let create = |queue: &Queue, journal: &Journal| {
+            let creating = queue.create_topic("t", TopicConfig::partitions(2));
+            now_or_work(journal, creating).expect("it is created");
+        };
+        create(&queue, &journal);
+        let places = [0, 1].map(|partition| TopicPartition::new("t", partition));
+        for group in 0..200 {
+            let mut reader = reader(&queue, &format!("group {group:50}"), &places);
+            now_or_work(&journal, reader.commit()).expect("it is stored");
+        }
+        let mut deleting = Box::pin(queue.delete_topic("t"));
+        let mut now = 0;
+        for _ in 0..seed {
+            if support::poll(&mut deleting).is_some() {
+                break;
+            }
+            work(&journal, &mut now);
+        }
+        drop(deleting);
+        let left = queue.groups().len();
+        parts += u32::from((1..200).contains(&left));
+        disk.power_loss(Loss::Any);
+        drop((queue, journal));
+        disk.heal();
+        let (journal, queue) = open(disk.mount());
+        if queue.topic("t").is_ok() {
+            there += 1;
+            now_or_work(&journal, queue.delete_topic("t")).expect("it is deleted");
+        } else {
+            gone += 1;
+        }
+        assert_eq!(queue.groups(), Vec::<String>::new(), "seed {seed}");
+        create(&queue, &journal);
+        assert_eq!(queue.groups(), Vec::<String>::new(), "seed {seed}");
+        let expired = now_or_work(&journal, queue.expire_groups(Duration::ZERO));
+        assert_eq!(expired, Ok(Vec::new()), "seed {seed}");
+    }
+    assert!(parts > 0 && there > 0 && gone > 0, "{parts} {there} {gone}");
 }

@@ -13,6 +13,7 @@
 //! | 6 side log | name | number of the log (4) |
 //! | 7 last deleted | | highest generation of a group that was deleted (4) |
 
+use std::ops::Range;
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes};
@@ -37,6 +38,11 @@ pub(crate) enum Key {
 }
 
 impl Key {
+    /// Behind the offsets of a group, and before those of the next one.
+    pub(crate) fn behind_offsets(group: &str) -> Self {
+        Self::Offset(format!("{group}\0"), 0)
+    }
+
     /// Bytes that a change takes in a batch of the journal, but for its value.
     pub(crate) fn len_bytes(&self) -> usize {
         let name = match self {
@@ -222,6 +228,11 @@ impl Value for GroupEntry {
 }
 
 impl TopicEntry {
+    /// The numbers of its partitions.
+    pub(crate) fn numbers(&self) -> Range<u32> {
+        self.first_number..self.first_number.saturating_add(self.partitions)
+    }
+
     /// Bytes and ms that an entry has for a retention.
     pub(crate) fn limits(retention: Retention) -> (u64, u64) {
         let ms = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);

@@ -1,6 +1,7 @@
 //! What the table says of groups: their generations, when they were last used, their offsets.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use super::entry::{Change, GroupEntry, Key, Value};
 use super::table::{Table, View};
@@ -56,31 +57,99 @@ impl View<'_> {
 
     /// What deletes a group: a part of about `max_bytes`, and whether nothing is left behind it.
     pub(crate) fn delete_group(&self, name: &str, max_bytes: usize) -> (Vec<Change>, bool) {
-        let is_of_group = |key: &&Key| matches!(key, Key::Offset(group, _) if group == name);
-        let stored = self.table.from(Key::Offset(name.to_owned(), 0)).map(|(key, _)| key);
-        let keys: BTreeSet<&Key> = stored
-            .take_while(is_of_group)
-            .chain(self.staged.latest().filter(is_of_group))
-            .filter(|key| self.get(key).is_some())
-            .collect();
-        let (mut changes, mut bytes) = (Vec::new(), 0);
-        for key in keys {
-            if bytes > max_bytes {
-                return (changes, false);
-            }
-            let change = Change::remove(key.clone());
-            bytes += change.len_bytes();
-            changes.push(change);
+        self.delete_group_after(name, max_bytes, &mut self.last_deleted())
+    }
+
+    /// As [`delete_group`](Self::delete_group), when `last_deleted` is the highest generation of a
+    /// group that was deleted, which it raises.
+    fn delete_group_after(
+        &self,
+        name: &str,
+        max_bytes: usize,
+        last_deleted: &mut u32,
+    ) -> (Vec<Change>, bool) {
+        let (mut changes, is_whole) = removal(self.offsets_of(name), max_bytes);
+        if !is_whole {
+            return (changes, false);
         }
         let key = Key::Group(name.to_owned());
         if self.get(&key).is_some() {
             let generation = self.group(name).generation;
-            if generation > self.last_deleted() {
+            if generation > *last_deleted {
+                *last_deleted = generation;
                 changes.push(Change::put(Key::LastDeleted, &generation));
             }
             changes.push(Change::remove(key));
         }
         (changes, true)
+    }
+
+    /// What removes all that groups have stored about these partitions of a topic: a part of about
+    /// `max_bytes`, and whether nothing is left behind it. A group that has stored nothing else is
+    /// deleted with it, unless it has members.
+    pub(crate) fn forget_partitions(
+        &self,
+        numbers: &Range<u32>,
+        max_bytes: usize,
+        has_members: impl Fn(&str) -> bool,
+    ) -> (Vec<Change>, bool) {
+        let (mut changes, mut bytes) = (Vec::new(), 0);
+        let mut last_deleted = self.last_deleted();
+        for group in self.groups_at(numbers) {
+            if bytes > max_bytes {
+                return (changes, false);
+            }
+            let is_about = |key: &&Key| matches!(key, Key::Offset(_, at) if numbers.contains(at));
+            let is_live = |key: &&Key| matches!(key, Key::Offset(_, at) if self.has_partition(*at));
+            let offsets = self.offsets_of(&group);
+            let has_others = offsets.iter().any(|key| !is_about(key) && is_live(key));
+            let left = max_bytes - bytes;
+            let (part, is_whole) = if has_others || has_members(&group) {
+                removal(offsets.into_iter().filter(is_about), left)
+            } else {
+                self.delete_group_after(&group, left, &mut last_deleted)
+            };
+            bytes += part.iter().map(Change::len_bytes).sum::<usize>();
+            changes.extend(part);
+            if !is_whole {
+                return (changes, false);
+            }
+        }
+        (changes, true)
+    }
+
+    /// The offsets that a group has stored, in order.
+    fn offsets_of(&self, name: &str) -> BTreeSet<&Key> {
+        let is_of_group = |key: &&Key| matches!(key, Key::Offset(group, _) if group == name);
+        let stored = self.table.from(Key::Offset(name.to_owned(), 0)).map(|(key, _)| key);
+        let stored = stored.take_while(is_of_group);
+        let staged = self.staged.latest().filter(is_of_group);
+        stored.chain(staged).filter(|key| self.get(key).is_some()).collect()
+    }
+
+    /// The groups that may have stored an offset of one of these partitions.
+    fn groups_at(&self, numbers: &Range<u32>) -> BTreeSet<String> {
+        let mut groups = BTreeSet::new();
+        for key in self.staged.latest() {
+            if let Key::Offset(group, number) = key
+                && numbers.contains(number)
+            {
+                groups.insert(group.clone());
+            }
+        }
+        let mut from = Key::Offset(String::new(), 0);
+        // Ends: each round goes on in the group, or to the next one.
+        while let Some((Key::Offset(group, number), _)) = self.table.from(from).next() {
+            if *number < numbers.start {
+                from = Key::Offset(group.clone(), numbers.start);
+                continue;
+            }
+            if numbers.contains(number) {
+                groups.insert(group.clone());
+            }
+            from = Key::behind_offsets(group);
+        }
+        groups
     }
 
     /// The highest generation of a group that was deleted.
@@ -89,8 +158,23 @@ impl View<'_> {
     }
 }
 
+/// What removes these keys: a part of about `max_bytes`, and whether it is all of them.
+fn removal<'a>(keys: impl IntoIterator<Item = &'a Key>, max_bytes: usize) -> (Vec<Change>, bool) {
+    let (mut changes, mut bytes) = (Vec::new(), 0);
+    for key in keys {
+        if bytes > max_bytes {
+            return (changes, false);
+        }
+        let change = Change::remove(key.clone());
+        bytes += change.len_bytes();
+        changes.push(change);
+    }
+    (changes, true)
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::entry::TopicEntry;
     use super::super::table::StagedChanges;
     use super::*;
 
@@ -141,6 +225,61 @@ mod tests {
         assert_eq!(view.next_generation("g", 6).map(|(_, generation)| generation), Some(10));
         assert_eq!(view.next_generation("h", 6).map(|(_, generation)| generation), Some(10));
         assert_eq!(view.delete_group("g", 1 << 20), (Vec::new(), true));
+    }
+
+    #[test]
+    fn what_is_stored_about_a_deleted_topic_goes() {
+        let mut table = Table::new(0);
+        let entry = |generation| GroupEntry { generation, used_at_ms: 5 };
+        for (name, first_number) in [("gone", 4), ("kept", 1)] {
+            let topic = TopicEntry {
+                first_number,
+                partitions: 3,
+                max_bytes: u64::MAX,
+                max_age_ms: u64::MAX,
+                min_lag_ms: u64::MAX,
+                min_tombstone_age_ms: u64::MAX,
+            };
+            table.apply(Change::put(Key::Topic(name.to_owned()), &topic));
+        }
+        for (group, generation) in [("a", 9), ("b", 2), ("both", 3), ("member", 4)] {
+            table.apply(Change::put(Key::Group(group.to_owned()), &entry(generation)));
+            table.apply(offset(group, 4));
+            table.apply(offset(group, 6));
+        }
+        table.apply(offset("both", 1));
+        table.apply(offset("other", 3));
+        // Of a topic that was deleted before: it keeps no group.
+        table.apply(offset("b", 7));
+        // Of a commit that is written together with it.
+        let mut staged = StagedChanges::default();
+        staged.push(offset("late", 5));
+        let has_members = |group: &str| group == "member";
+        let mut rounds = 0;
+        // Ends: each round removes something.
+        loop {
+            let view = View { table: &table, staged: &staged };
+            let (part, is_whole) = view.forget_partitions(&(4..7), 40, has_members);
+            assert!(is_whole || !part.is_empty());
+            part.into_iter().for_each(|change| staged.push(change));
+            rounds += 1;
+            if is_whole {
+                break;
+            }
+        }
+        assert!(rounds > 2, "{rounds}");
+        staged.push(Change::remove(Key::Topic("gone".to_owned())));
+        let view = View { table: &table, staged: &staged };
+        let there: Vec<u32> = (0..9).filter(|number| view.has_partition(*number)).collect();
+        assert_eq!(there, [1, 2, 3], "before it is written");
+        applied(std::mem::take(&mut staged.changes), &mut table);
+        let staged = StagedChanges::default();
+        let view = View { table: &table, staged: &staged };
+        assert_eq!(table.groups().into_iter().collect::<Vec<_>>(), ["both", "member", "other"]);
+        assert_eq!(view.group("both"), entry(3));
+        let left = |group| view.offsets_of(group).len();
+        assert_eq!((left("both"), left("member"), left("other")), (1, 0, 1));
+        assert_eq!(view.next_generation("b", 6).map(|(_, generation)| generation), Some(10));
     }
 
     #[test]

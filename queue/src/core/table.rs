@@ -44,10 +44,15 @@ pub(crate) struct Table {
 pub(crate) struct StagedChanges {
     latest: HashMap<Key, Option<Bytes>>,
     pub(crate) changes: Vec<Change>,
+    /// Topics that end, of `changes`.
+    ended: Vec<Key>,
 }
 
 impl StagedChanges {
     pub(crate) fn push(&mut self, change: Change) {
+        if change.value.is_none() && matches!(change.key, Key::Topic(_)) {
+            self.ended.push(change.key.clone());
+        }
         self.latest.insert(change.key.clone(), change.value.clone());
         self.changes.push(change);
     }
@@ -71,6 +76,13 @@ impl View<'_> {
             Some(staged) => staged.as_ref(),
             None => self.table.get(key),
         }
+    }
+
+    /// Whether a topic of the table has the partition of this number, and goes on to have it.
+    pub(crate) fn has_partition(&self, number: u32) -> bool {
+        let read = |key| self.table.get(key).and_then(|value| TopicEntry::read(value));
+        let mut ended = self.staged.ended.iter().filter_map(read);
+        self.table.has_partition(number) && !ended.any(|topic| topic.numbers().contains(&number))
     }
 
     /// How many topics there are, and how many partitions they have.
