@@ -42,7 +42,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let journal = Journal::open(&dir, voussoir_journal::Config::default())?;
     let queue = Queue::open(&journal, "shop", QueueConfig::default())?;
-    for lag in queue.lag("billing") {
+    for lag in queue.lag("billing").unwrap_or_default() {
         println!("after a restart: {} read to {} of {}", lag.partition, lag.position, lag.end);
     }
     std::fs::remove_dir_all(&dir)?;

@@ -20,8 +20,8 @@ use crate::core::table::{Table, View};
 use crate::error::{CommitError, ConsumeError, StoreError};
 use crate::queue::{Queue, SMALL_BYTES, gone};
 
-/// The most bytes of changes by which one commit deletes a group, or what groups have stored about a
-/// topic.
+/// The most bytes of changes by which one commit deletes a group, or what groups have stored about
+/// a topic.
 pub(crate) const DELETED_BYTES: usize = 64 << 10;
 
 /// The time of day, in ms since the UNIX epoch.
@@ -148,6 +148,12 @@ impl Groups {
     pub(crate) fn has_members(&self, name: &str) -> bool {
         let group = self.by_name.lock().get(name).and_then(Weak::upgrade);
         group.is_some_and(|group| !group.inner.lock().coordinator.is_empty())
+    }
+
+    /// The partitions that the members of a group have been given.
+    pub(crate) fn given(&self, name: &str) -> BTreeSet<Place> {
+        let group = self.by_name.lock().get(name).and_then(Weak::upgrade);
+        group.map(|group| group.inner.lock().coordinator.given()).unwrap_or_default()
     }
 
     /// Removes the members of a group that have been silent for too long.

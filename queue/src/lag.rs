@@ -1,5 +1,8 @@
 //! How far groups and consumers are behind.
 
+use std::ops::Range;
+use std::sync::Arc;
+
 use crate::core::entry::{Key, Value};
 use crate::queue::{Queue, TopicPartition};
 
@@ -23,19 +26,27 @@ impl Lag {
 }
 
 impl Queue {
-    /// How far a group is behind, for each partition in which it has stored an offset.
-    pub fn lag(&self, group: &str) -> Vec<Lag> {
+    /// How far a group is behind: in each partition of which it has stored an offset, and in those
+    /// that its members read now. Of the latter all records that are kept count where nothing is
+    /// stored yet. `None` for a group that has stored nothing and whose members read nothing, one
+    /// of a misspelt name, say: nothing is known about it, and it has not caught up.
+    pub fn lag(&self, group: &str) -> Option<Vec<Lag>> {
+        let given = self.shared.groups.given(group);
         let mut lags = Vec::new();
         for topic in self.topics() {
+            let name: Arc<str> = topic.name().into();
             for (partition, slot) in topic.opened_slots() {
                 let key = Key::Offset(group.to_owned(), slot.number);
                 let stored = self.shared.writer.read(|table| u64::read(table.get(&key)?));
-                let end = slot.partition.offsets().end;
-                let partition = TopicPartition::new(topic.name(), partition);
-                lags.extend(stored.map(|position| Lag { partition, position, end }));
+                let Range { start, end } = slot.partition.offsets();
+                let place = (Arc::clone(&name), partition);
+                let position = stored.or_else(|| given.contains(&place).then_some(start));
+                let (topic, partition) = place;
+                let partition = TopicPartition { topic, partition };
+                lags.extend(position.map(|position| Lag { partition, position, end }));
             }
         }
-        lags
+        (!lags.is_empty()).then_some(lags)
     }
 
     /// Names of the groups that have stored an offset of a topic that there is, in order.

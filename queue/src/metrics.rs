@@ -47,7 +47,7 @@ impl QueueMetrics {
             }
         }
         for group in queue.groups() {
-            for lag in queue.lag(&group) {
+            for lag in queue.lag(&group).unwrap_or_default() {
                 let mut labels = self.partition(&lag.partition.topic, lag.partition.partition);
                 labels.push(Label::new("group", group.clone()));
                 gauge!("voussoir_queue_lag", labels).set(lag.offsets() as f64);

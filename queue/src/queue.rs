@@ -119,9 +119,10 @@ impl Queue {
     }
 
     /// Deletes a topic with all its records, durably. Its partitions take no more records, readers
-    /// that wait get [`FetchError::Closed`], workers [`WorkError::Deleted`]. A topic of the same name can be created again: it has
-    /// nothing in common with this one. What groups have stored about it goes with it, and groups
-    /// that have stored nothing else and have no members are deleted.
+    /// that wait get [`FetchError::Closed`], workers [`WorkError::Deleted`]. A topic of the same
+    /// name can be created again: it has nothing in common with this one. What groups have stored
+    /// about it goes with it, and groups that have stored nothing else and have no members are
+    /// deleted.
     ///
     /// [`WorkError::Deleted`]: crate::work::WorkError::Deleted
     ///
@@ -130,8 +131,9 @@ impl Queue {
     ///
     /// # Cancel safety
     /// The topic may be deleted all the same. One of more than 400 partitions, or of which groups
-    /// have stored some hundreds of offsets and more, is deleted in several commits: after an error, or when the future was dropped, some partitions may be gone and the
-    /// topic still be there; delete it again.
+    /// have stored some hundreds of offsets and more, is deleted in several commits: after an
+    /// error, or when the future was dropped, some partitions may be gone and the topic still be
+    /// there; delete it again.
     pub async fn delete_topic(&self, name: &str) -> Result<(), TopicError> {
         let topic = self.topic(name)?;
         let numbers: Vec<u32> = (topic.id()..topic.id() + topic.partitions()).collect();

@@ -162,8 +162,9 @@ impl<'a> Transaction<'a> {
     /// Adds a record for a partition. A record without a timestamp gets that of now.
     ///
     /// # Errors
-    /// There is no such partition in the queue, the record fits into no batch, or the transaction would fit into
-    /// no commit of the journal ([`CommitError::TooLarge`]). The transaction is unchanged.
+    /// There is no such partition in the queue, the record fits into no batch, or the transaction
+    /// would fit into no commit of the journal ([`CommitError::TooLarge`]). The transaction is
+    /// unchanged.
     pub fn send(
         &mut self,
         topic: &Topic,

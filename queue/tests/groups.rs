@@ -108,7 +108,8 @@ async fn members_share_the_partitions_and_read_each_record_once() {
         let shared = settle(&mut [&mut first, &mut second]).await.concat();
         assert_eq!(shared.len(), 50, "{assignor:?}: nothing twice, nothing skipped");
         assert_eq!(first.generation(), second.generation());
-        assert!(queue.lag("g").iter().all(|lag| lag.offsets() == 0));
+        let lags = queue.lag("g").expect("offsets are stored");
+        assert!(lags.iter().all(|lag| lag.offsets() == 0));
         // The one that goes leaves its partitions to the other.
         second.close().await.expect("it has committed");
         settle(&mut [&mut first]).await;
@@ -183,7 +184,7 @@ async fn read_twice(queue: &Queue, guarantee: Guarantee, stored: u64) -> u64 {
     while read < 8 {
         read += consumer.poll(SECOND).await.expect("a poll").records.len();
     }
-    while queue.lag(&name).first().is_none_or(|lag| lag.position < stored) {
+    while queue.lag(&name).is_none_or(|lags| lags[0].position < stored) {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     drop(consumer);
@@ -571,7 +572,8 @@ async fn a_rebalance_fences_no_member_that_keeps_its_partitions() {
     transaction.offsets(&first).expect("they fit");
     transaction.commit().await.expect("they are stored: the partitions are its own");
     assert!(first.generation() > generation);
-    let stored: u64 = queue.lag("g").iter().map(|lag| lag.position).sum();
+    let lags = queue.lag("g").expect("offsets are stored");
+    let stored: u64 = lags.iter().map(|lag| lag.position).sum();
     assert_eq!(stored, 4);
     // And what polls return from now on is of a generation that lasts.
     for _ in 0..20 {
@@ -639,13 +641,37 @@ async fn a_deleted_group_begins_anew_and_takes_no_late_commit() {
     tokio::time::advance(11 * SECOND).await;
     queue.delete_group("g").await.expect("it has no member");
     queue.delete_group("g").await.expect("there is no such group");
-    assert_eq!((queue.groups(), queue.lag("g")), (Vec::new(), Vec::new()));
+    assert_eq!((queue.groups(), queue.lag("g")), (Vec::new(), None));
     let mut new = queue.consumer(config).expect("a consumer");
     assert_eq!(settle(&mut [&mut new]).await.concat().len(), 6, "it begins anew");
     assert!(new.generation() > late.generation(), "{} again", new.generation());
     let error = late.commit().await.expect_err("its group is gone");
     assert!(matches!(error, CommitError::StaleGeneration { .. }), "{error}");
-    assert_eq!(queue.lag("g"), []);
+    assert_eq!(queue.groups(), Vec::<String>::new(), "nothing is stored");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_group_that_has_stored_nothing_has_not_caught_up() {
+    let queue = open();
+    let t = topic(&queue, "t", 2).await;
+    topic(&queue, "another", 1).await;
+    fill(&queue, &t, 3).await;
+    assert_eq!(queue.lag("g"), None, "there is no such group");
+    let mut consumer = queue.consumer(member(Assignor::Range, Guarantee::Manual)).expect("one");
+    assert_eq!(queue.lag("g"), None, "it has not joined");
+    assert_eq!(settle(&mut [&mut consumer]).await.concat().len(), 6);
+    let lag = |queue: &Queue| {
+        let lags = queue.lag("g").expect("it has a member");
+        assert!(lags.iter().all(|lag| &*lag.partition.topic == "t"), "{lags:?}");
+        lags.iter().map(voussoir_queue::Lag::offsets).collect::<Vec<_>>()
+    };
+    assert_eq!(lag(&queue), [3, 3], "nothing is stored");
+    consumer.commit_to(&[(TopicPartition::new("t", 1), 2)]).await.expect("it is stored");
+    assert_eq!(lag(&queue), [3, 1]);
+    consumer.commit().await.expect("it is stored");
+    assert_eq!(lag(&queue), [0, 0]);
+    consumer.close().await.expect("it leaves");
+    assert_eq!(lag(&queue), [0, 0], "without members");
 }
 
 #[tokio::test(start_paused = true)]

@@ -269,7 +269,7 @@ impl Ledger {
         let distinct: BTreeSet<_> = moved.values().cloned().collect();
         assert_eq!(distinct.len(), moved.len(), "no record was moved twice");
         let below = |group: &str| {
-            let places = queue.lag(group).into_iter().flat_map(|lag| {
+            let places = queue.lag(group).into_iter().flatten().flat_map(|lag| {
                 let partition = lag.partition.partition;
                 (0..lag.position).map(move |offset| (partition, offset))
             });

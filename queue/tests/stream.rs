@@ -37,7 +37,7 @@ fn stream(queue: &Queue, guarantee: Guarantee) -> RecordStream {
 
 /// Where the group stands.
 fn stored(queue: &Queue) -> u64 {
-    queue.lag("g").first().map_or(0, |lag| lag.position)
+    queue.lag("g").and_then(|lags| Some(lags.first()?.position)).unwrap_or(0)
 }
 
 /// By the trait, as the combinators of other crates do.

@@ -269,17 +269,15 @@ fn lossy(bytes: &voussoir_queue::Bytes) -> String {
 
 fn groups(queue: &Queue, out: &mut impl Write) -> Result<(), Error> {
     for group in queue.groups() {
-        let behind: u64 = queue.lag(&group).iter().map(voussoir_queue::Lag::offsets).sum();
+        let lags = queue.lag(&group).unwrap_or_default();
+        let behind: u64 = lags.iter().map(voussoir_queue::Lag::offsets).sum();
         writeln!(out, "{group}\t{behind} behind")?;
     }
     Ok(())
 }
 
 fn lag(queue: &Queue, group: &str, out: &mut impl Write) -> Result<(), Error> {
-    let lags = queue.lag(group);
-    if lags.is_empty() {
-        return Err(format!("group {group} has stored no offset").into());
-    }
+    let lags = queue.lag(group).ok_or_else(|| format!("group {group} has stored no offset"))?;
     for lag in lags {
         let behind = lag.offsets();
         writeln!(out, "{}\t{} of {}\t{behind} behind", lag.partition, lag.position, lag.end)?;

@@ -233,6 +233,11 @@ impl Coordinator {
         self.members.len()
     }
 
+    /// The partitions that members have been given.
+    pub(crate) fn given(&self) -> BTreeSet<Place> {
+        self.members.values().flat_map(|member| &member.given).cloned().collect()
+    }
+
     fn is_cooperative(&self) -> bool {
         self.assignor == Assignor::CooperativeSticky
     }

@@ -186,8 +186,8 @@ impl WorkQueue {
     /// [`visibility_timeout`](WorkConfig::visibility_timeout). Waits up to `max_wait` for the first
     /// one; returns none when none came. Of records of one key it returns the first only.
     ///
-    /// When the topic of the source is deleted, whoever waits gets [`WorkError::Deleted`], and so do
-    /// all later calls that deliver or settle records.
+    /// When the topic of the source is deleted, whoever waits gets [`WorkError::Deleted`], and so
+    /// do all later calls that deliver or settle records.
     ///
     /// The delivery has been counted on stable storage before this returns. That write is waited
     /// for also beyond `max_wait`.
