@@ -245,16 +245,21 @@ impl Consumer {
     /// Stores the offset of the next record to read of each partition.
     ///
     /// # Errors
-    /// As [`commit`](Self::commit), and for a partition that the consumer does not read.
+    /// As [`commit`](Self::commit), for a partition that the consumer does not read, and for an
+    /// offset beyond the end of one ([`CommitError::BeyondEnd`]): nothing is stored then.
     pub fn commit_to(&mut self, offsets: &[(TopicPartition, u64)]) -> CommitFuture {
         let offsets = self.group_offsets().and_then(|all| {
             let number = |(at, offset): &(TopicPartition, u64)| {
                 let place = (Arc::clone(&at.topic), at.partition);
-                let cursor = self.cursors.get(&place);
-                cursor.map(|cursor| (cursor.number, *offset)).ok_or_else(|| {
-                    let (name, partition) = (at.topic.to_string(), at.partition);
-                    CommitError::NotAssigned { topic: name, partition }
-                })
+                let (topic, partition) = (at.topic.to_string(), at.partition);
+                let Some(cursor) = self.cursors.get(&place) else {
+                    return Err(CommitError::NotAssigned { topic, partition });
+                };
+                let (offset, end) = (*offset, cursor.partition.offsets().end);
+                if offset > end {
+                    return Err(CommitError::BeyondEnd { topic, partition, offset, end });
+                }
+                Ok((cursor.number, offset))
             };
             let offsets = offsets.iter().map(number).collect::<Result<Vec<_>, _>>()?;
             Ok(GroupOffsets { offsets, ..all })

@@ -459,6 +459,19 @@ pub enum CommitError {
         /// The partition.
         partition: u32,
     },
+    /// The caller: the offset is beyond the end of the partition. Nothing happened. (Kafka takes
+    /// it, and says later that the group has caught up.)
+    #[error("offset {offset} is beyond the end of {topic}/{partition}, {end}")]
+    BeyondEnd {
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: u32,
+        /// The offset.
+        offset: u64,
+        /// Offset after the last record.
+        end: u64,
+    },
     /// There is no such partition, or it did not open. Nothing happened.
     #[error(transparent)]
     Topic(Box<TopicError>),

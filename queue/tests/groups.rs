@@ -651,6 +651,24 @@ async fn a_deleted_group_begins_anew_and_takes_no_late_commit() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_commit_beyond_the_end_is_refused() {
+    let queue = open();
+    let t = topic(&queue, "t", 2).await;
+    fill(&queue, &t, 3).await;
+    let mut consumer = queue.consumer(member(Assignor::Range, Guarantee::Manual)).expect("one");
+    settle(&mut [&mut consumer]).await;
+    let place = |partition| TopicPartition::new("t", partition);
+    for offset in [4, u64::MAX] {
+        let error = consumer.commit_to(&[(place(0), 3), (place(1), offset)]).await;
+        let error = error.expect_err("there are three records");
+        let topic = "t".to_owned();
+        assert_eq!(error, CommitError::BeyondEnd { topic, partition: 1, offset, end: 3 });
+        assert_eq!(queue.groups(), Vec::<String>::new(), "nothing is stored");
+    }
+    consumer.commit_to(&[(place(0), 3), (place(1), 3)]).await.expect("those are the ends");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_group_that_has_stored_nothing_has_not_caught_up() {
     let queue = open();
     let t = topic(&queue, "t", 2).await;
