@@ -103,6 +103,17 @@ pub enum OpenError {
     /// The configuration breaks a rule.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The caller: there is no such topic, or it has fewer partitions.
+    #[error(transparent)]
+    Topic(Box<TopicError>),
+    /// The caller: the name of a work queue's group is empty or too long.
+    #[error("{group:?} is no group of a work queue: this queue takes 1 to {limit} bytes here")]
+    InvalidGroup {
+        /// The group.
+        group: String,
+        /// Most bytes of its name.
+        limit: usize,
+    },
     /// The store cannot be read, or another queue uses it.
     #[error(transparent)]
     Store(#[from] StoreError),

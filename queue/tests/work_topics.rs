@@ -81,7 +81,15 @@ async fn a_group_is_open_once_and_belongs_to_one_topic() {
     let twice = queue.work_queue("orders", 0, "g", config());
     assert!(matches!(twice, Err(OpenError::Store(_))), "{twice:?}");
     let nowhere = queue.work_queue("orders", 1, "g", config());
-    assert!(matches!(nowhere, Err(OpenError::Store(_))), "{nowhere:?}");
+    let Err(OpenError::Topic(error)) = nowhere else { panic!("{nowhere:?}") };
+    assert_eq!(error.to_string(), "the topic \"orders\" has 1 partitions, and none with number 1");
+    // The namespace is `shop.work.<n>.<group>`, of 64 bytes at most.
+    for group in [String::new(), "g".repeat(53), "g".repeat(249)] {
+        let named = queue.work_queue("orders", 0, &group, config());
+        let expected = OpenError::InvalidGroup { group, limit: 52 };
+        assert_eq!(named.map(drop), Err(expected));
+    }
+    queue.work_queue("orders", 0, &"g".repeat(52), config()).expect("it is short enough");
     append(&journal, &queue, "a");
     let first = receive(&journal, &work).remove(0);
     now_or_work(&journal, work.ack(&first.receipt)).expect("the lease runs");

@@ -19,6 +19,8 @@ use crate::queue::Queue;
 use crate::store::Done;
 use crate::store::journal::{from_commit, from_read, max_write_bytes, submit};
 
+/// The longest namespace of a journal.
+const MAX_NAMESPACE_BYTES: usize = 64;
 /// Dead letters are put together in batches of the journal up to this size.
 const JOINED_BYTES: usize = 64 << 10;
 
@@ -129,8 +131,10 @@ impl Queue {
     /// created again begins with nothing acknowledged.
     ///
     /// # Errors
-    /// There is no such topic or partition, the group is open already or its name too long, or the
-    /// state cannot be read: see [`OpenError`].
+    /// There is no such topic or partition ([`OpenError::Topic`]); the name of the group is empty,
+    /// or longer than the 64 bytes of a journal's namespace leave for it
+    /// ([`OpenError::InvalidGroup`]); the group is open already, or the state cannot be read: see
+    /// [`OpenError`].
     pub fn work_queue(
         &self,
         topic: &str,
@@ -141,10 +145,15 @@ impl Queue {
         let slot = self.topic(topic).and_then(|topic| topic.slot(partition));
         let slot = slot.map_err(|error| match error {
             TopicError::Open(error) => error,
-            other => StoreError::Rejected { why: other.to_string() }.into(),
+            other => OpenError::Topic(Box::new(other)),
         })?;
         let store = self.shared.writer.store();
-        let namespace = format!("{}.work.{}.{group}", store.namespace(), slot.number);
+        let mut namespace = format!("{}.work.{}.", store.namespace(), slot.number);
+        let limit = MAX_NAMESPACE_BYTES.saturating_sub(namespace.len());
+        if !(1..=limit).contains(&group.len()) {
+            return Err(OpenError::InvalidGroup { group: group.to_owned(), limit });
+        }
+        namespace.push_str(group);
         let work = JournalWork::new(store.journal().0, &namespace)?;
         WorkQueue::open(slot.partition.clone(), work, config)
     }
