@@ -345,6 +345,9 @@ pub enum Guarantee {
 /// no longer be read. A member of a group that begins at the end stores where that was before it
 /// returns records, so that whoever reads the partition next passes over nothing; and a group whose
 /// stored offset was released goes on with the first record that is left, also if it began there.
+/// The end is that at which a member is given the partition: of a topic that is created while the
+/// group lives, the records before that are passed over with `Latest`, as in Kafka. A group that
+/// must have them begins with `Earliest`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Start {
     /// At the first record that is kept.

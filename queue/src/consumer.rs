@@ -343,7 +343,9 @@ impl Consumer {
     }
 
     /// Commits what polls have returned, unless it is [`Guarantee::Manual`] or
-    /// [`Guarantee::ExactlyOnce`], and leaves the group.
+    /// [`Guarantee::ExactlyOnce`], and leaves the group. A static member
+    /// ([`ConsumerConfig::instance`]) does not leave: its partitions wait for one of its name until
+    /// `session_timeout` is over.
     ///
     /// # Errors
     /// The commit failed; the consumer has left.
