@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use voussoir_journal::files::crash::{CrashFiles, Loss, Op};
 use voussoir_journal::testing::HookedFiles;
-use voussoir_journal::{Config, Journal, MemoryFiles};
+use voussoir_journal::{Config, Error, Journal, MemoryFiles};
 use voussoir_quorum::store::{Change, JournalStoreConfig, StoreError};
 use voussoir_quorum::*;
 use voussoir_sim::{Rng, Situations};
@@ -325,6 +325,45 @@ async fn a_page_reads_each_batch_of_the_journal_once() {
     println!("{total} bytes in the log, {scanned} read by pages of 100 kB, {got} at once");
     assert!(scanned <= 10 * total as usize, "{scanned} bytes read for {total}");
     assert!(got <= 3 * total as usize, "{got} bytes read for {total}");
+}
+
+/// Two stores would write between each other's lines, and two nodes give one number to two writes.
+#[tokio::test]
+async fn a_journal_has_one_store_of_an_id_and_a_store_one_node() {
+    let files = Arc::new(MemoryFiles::new());
+    let journal = Journal::open_with(files, journal_config()).unwrap();
+    let open = |id| JournalStore::open(&journal, id, JournalStoreConfig::default());
+    let store = open(1).unwrap();
+    let second = open(1).unwrap_err();
+    let leased = |namespace: &str| Error::Leased { namespace: namespace.to_owned() };
+    assert_eq!(second.to_string(), leased("quorum.data/1").to_string());
+    drop(open(2).unwrap());
+    let config = NodeConfig::with_replicas([1]);
+    let again = Arc::new(store.clone());
+    let node = Node::create(1, Arc::new(store), config.clone()).await.unwrap();
+    let in_use = Err(StartError::Store(StoreError::InUse));
+    for attempt in 0..4 {
+        let (store, config) = (again.clone(), config.clone());
+        let refused = match attempt {
+            0 => Node::create(1, store, config).await,
+            1 => Node::start(1, store, config).await,
+            2 => Node::join(1, store, config).await,
+            _ => Node::start_lost(1, store, config).await,
+        };
+        assert_eq!(refused.map(drop), in_use, "{attempt}");
+    }
+    let mut named = config.clone();
+    named.lineage = Lineage::draw();
+    let shared: Arc<dyn ReplicaStore> = again.clone();
+    assert_eq!(Node::set_lineage(1, &shared, &named).await, in_use);
+    node.shutdown().await;
+    // It holds the store still, and serves no longer.
+    let next = Node::start(1, again.clone(), config.clone()).await.unwrap();
+    assert!(next.is_whole() && open(1).is_err());
+    next.shutdown().await;
+    drop((node, next, again, shared));
+    let store = open(1).unwrap();
+    assert!(Node::start(1, Arc::new(store), config).await.unwrap().is_whole());
 }
 
 /// A commit that moves records has released them in the journal before the store knows where they

@@ -18,7 +18,7 @@ use crate::caller::Scope;
 use crate::membership::Membership;
 use crate::paxos::{self, Record};
 use crate::region::Feed;
-use crate::store::{Change, ReplicaStore, StoreError};
+use crate::store::{Change, ReplicaStore, Serving, StoreError};
 use crate::table::{Replica, ReplicaInput, ReplicaOutput, Reply, Request, Value};
 use crate::version::codec::{self, Limits};
 use crate::version::{Actor, DotSource};
@@ -123,6 +123,7 @@ struct Batch {
 
 pub(super) struct Driver {
     store: Arc<dyn ReplicaStore>,
+    _serving: Serving,
     tree: Arc<Tree>,
     max_batch_bytes: usize,
     /// Values of one record that a batch has room for.
@@ -158,7 +159,7 @@ pub(super) struct Driver {
 
 impl Driver {
     pub(super) fn new(
-        store: Arc<dyn ReplicaStore>,
+        (store, serving): (Arc<dyn ReplicaStore>, Serving),
         tree: Arc<Tree>,
         config: &NodeConfig,
         (meta, view): (Meta, View),
@@ -169,6 +170,7 @@ impl Driver {
         let max_merged_bytes = store.max_batch_bytes().saturating_sub(super::RECORD_HEAD_BYTES);
         Self {
             store,
+            _serving: serving,
             tree,
             max_batch_bytes,
             max_merged_bytes,

@@ -42,7 +42,7 @@ use crate::caller::Scope;
 use crate::membership::{Lineage, Membership};
 use crate::region::record::RegionRecord;
 use crate::region::{Feed, MapError};
-use crate::store::{ReplicaStore, StoreError};
+use crate::store::{ReplicaStore, Serving, StoreError};
 use crate::table::{Replica, Reply, Request};
 use crate::version::codec::DecodeError;
 use crate::wire::{Answer, Ask, Envelope, Space};
@@ -217,6 +217,7 @@ impl Node {
     ) -> Result<Self, StartError> {
         check(&config, &*store)?;
         check_listed(id, &config)?;
+        let serving = store.serve()?;
         if let Some(found) = read_meta(&*store).await? {
             return Err(StartError::Exists { found: found.node });
         }
@@ -229,7 +230,7 @@ impl Node {
         let changes = [meta.change(), view.change()].into_iter();
         let changes = changes.chain(record.as_ref().map(RegionRecord::change));
         store.apply(changes.collect()).await?;
-        Ok(Self::run(store, config, (meta, view, record), true))
+        Ok(Self::run((store, serving), config, (meta, view, record), true))
     }
 
     /// Begins a node that is to be added to a running cluster, on an empty store: it counts for
@@ -251,10 +252,11 @@ impl Node {
         config: NodeConfig,
     ) -> Result<Self, StartError> {
         check(&config, &*store)?;
+        let serving = store.serve()?;
         if let Some(found) = read_meta(&*store).await? {
             return Err(StartError::Exists { found: found.node });
         }
-        Self::start_lost(id, store, config).await
+        Self::begin_lost(id, (store, serving), config).await
     }
 
     /// Starts a node that has run before. If its store is damaged, or was noticed to have lost a
@@ -276,6 +278,7 @@ impl Node {
         config: NodeConfig,
     ) -> Result<Self, StartError> {
         check(&config, &*store)?;
+        let serving = store.serve()?;
         let (view, meta) = match (read_view(&*store).await, read_meta(&*store).await) {
             // Without it nothing says in which epoch the node counts.
             (Err(error @ StartError::Store(StoreError::Damaged(_))), _) => (None, Err(error)),
@@ -285,14 +288,16 @@ impl Node {
         match meta {
             Err(StartError::Store(StoreError::Damaged(reason))) => {
                 tracing::warn!(target: "voussoir::quorum", node = id, reason, "the store was lost");
-                Self::start_lost(id, store, config).await
+                Self::begin_lost(id, (store, serving), config).await
             }
             Err(error) => Err(error),
             Ok(None) => Err(StartError::Absent { node: id }),
             Ok(Some(meta)) if meta.node != id => {
                 Err(StartError::WrongNode { found: meta.node, node: id })
             }
-            Ok(Some(meta)) if meta.is_condemned => Self::start_lost(id, store, config).await,
+            Ok(Some(meta)) if meta.is_condemned => {
+                Self::begin_lost(id, (store, serving), config).await
+            }
             Ok(Some(meta)) => {
                 let record = regional::check(&*store, &config).await?;
                 let view = match view {
@@ -306,7 +311,7 @@ impl Node {
                     }
                     None => View::unknown(Lineage::UNNAMED, 0),
                 };
-                Ok(Self::run(store, config, (meta, view, record), false))
+                Ok(Self::run((store, serving), config, (meta, view, record), false))
             }
         }
     }
@@ -330,6 +335,15 @@ impl Node {
         config: NodeConfig,
     ) -> Result<Self, StartError> {
         check(&config, &*store)?;
+        let serving = store.serve()?;
+        Self::begin_lost(id, (store, serving), config).await
+    }
+
+    async fn begin_lost(
+        id: u64,
+        (store, serving): (Arc<dyn ReplicaStore>, Serving),
+        config: NodeConfig,
+    ) -> Result<Self, StartError> {
         // What is left of the store's past may be damaged; what can be read is kept.
         let before = match read_view(&*store).await {
             Ok(before) => before,
@@ -346,7 +360,7 @@ impl Node {
         let changes = [meta.change(), view.change()].into_iter();
         let changes = changes.chain(record.as_ref().map(RegionRecord::change));
         store.apply(changes.collect()).await?;
-        Ok(Self::run(store, config, (meta, view, record), true))
+        Ok(Self::run((store, serving), config, (meta, view, record), true))
     }
 
     /// Names the cluster of a store whose node does not run, `config.lineage`: of one that has no
@@ -369,6 +383,7 @@ impl Node {
         if !config.lineage.is_named() {
             return Err(ConfigError { field: "lineage", rule: "must be drawn" }.into());
         }
+        let _serving = store.serve()?;
         let meta = read_meta(&**store).await?.ok_or(StartError::Absent { node: id })?;
         if meta.node != id {
             return Err(StartError::WrongNode { found: meta.node, node: id });
@@ -389,7 +404,7 @@ impl Node {
     }
 
     fn run(
-        store: Arc<dyn ReplicaStore>,
+        (store, serving): (Arc<dyn ReplicaStore>, Serving),
         config: NodeConfig,
         (meta, view, record): (Meta, View, Option<RegionRecord>),
         is_empty: bool,
@@ -403,7 +418,7 @@ impl Node {
         let feed = config.regions.as_ref().zip(record);
         let feed = feed.map(|(regions, record)| Arc::new(Feed::new(regions, record)));
         let driver = Driver::new(
-            Arc::clone(&store),
+            (Arc::clone(&store), serving),
             Arc::clone(&tree),
             &config,
             (meta, view),

@@ -23,9 +23,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
-use voussoir_journal::{BatchBuilder, Commit, Error, Health, Journal, Log, Outcome, ReadError};
+use voussoir_journal::{
+    BatchBuilder, Commit, Error, Health, Journal, Lease, Log, Outcome, ReadError,
+};
 
-use super::{Change, ReplicaStore, StoreError};
+use super::{Change, ReplicaStore, Serving, StoreError};
 use crate::ConfigError;
 
 const VERSION: u8 = 1;
@@ -85,7 +87,9 @@ pub enum OpenError {
     /// The configuration is not valid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The journal refused or failed.
+    /// The journal refused or failed. With [`Error::Leased`] another store of this id is open, or
+    /// one that was dropped is still used by its node: see
+    /// [`Node::shutdown`](crate::Node::shutdown).
     #[error(transparent)]
     Journal(#[from] Error),
     /// The journal could not read. Nothing says that the records are lost: retry, or repair the
@@ -106,8 +110,9 @@ pub enum OpenError {
 /// reads the whole log once. A journal's damage that may have hit the records is no error of
 /// `open`: the store then answers [`StoreError::Damaged`] until it is cleared.
 ///
-/// Clones are the same store. Open one per id; a second one would write between the lines of the
-/// first.
+/// Clones are the same store, and serve one node at a time. A second store of the same id is refused
+/// until the first and its clones are dropped: it would write between the lines of the first. The
+/// namespace `quorum.data` of the journal is theirs: give it to nothing else.
 #[derive(Clone, Debug)]
 pub struct JournalStore {
     inner: Arc<Inner>,
@@ -121,6 +126,9 @@ struct Inner {
     state: Mutex<State>,
     /// Held while a batch is written, so that positions rise in the order of the batches.
     writing: tokio::sync::Mutex<()>,
+    /// Held by the node that the store serves.
+    serving: Arc<tokio::sync::Mutex<()>>,
+    _lease: Lease,
 }
 
 #[derive(Debug, Default)]
@@ -152,10 +160,14 @@ impl JournalStore {
     /// [`OpenError`].
     pub fn open(journal: &Journal, id: u64, config: JournalStoreConfig) -> Result<Self, OpenError> {
         config.validate()?;
+        // The stores of other ids are in the same namespace: so it is the log that is taken.
+        let lease = journal.lease(&format!("quorum.data/{id}"))?;
         let log = journal.log("quorum.data", id)?;
         let state = Mutex::new(State::read(&log)?);
         let (journal, writing) = (journal.clone(), tokio::sync::Mutex::new(()));
-        Ok(Self { inner: Arc::new(Inner { journal, log, config, state, writing }) })
+        let serving = Arc::default();
+        let inner = Inner { journal, log, config, state, writing, serving, _lease: lease };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// How many keys there are.
@@ -637,6 +649,11 @@ impl Inner {
 
 #[async_trait]
 impl ReplicaStore for JournalStore {
+    fn serve(&self) -> Result<Serving, StoreError> {
+        let taken = Arc::clone(&self.inner.serving).try_lock_owned();
+        taken.map(Serving::until_dropped).map_err(|_| StoreError::InUse)
+    }
+
     fn max_batch_bytes(&self) -> usize {
         usize::try_from(self.inner.max_batch_bytes()).unwrap_or(usize::MAX)
     }

@@ -4,6 +4,8 @@
 mod journal;
 mod memory;
 
+use std::fmt;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 
@@ -36,18 +38,53 @@ pub enum StoreError {
     /// clears it and is rebuilt from the others.
     #[error("the store is damaged: {0}")]
     Damaged(String),
+    /// Another node is served by the store. Nothing was changed. Retry when that one has ended
+    /// ([`Node::shutdown`](crate::Node::shutdown)), or open a store of its own for each node.
+    #[error("another node has the store")]
+    InUse,
+}
+
+/// The right of a node to its store, until it is dropped: see [`ReplicaStore::serve`].
+#[must_use = "it ends when it is dropped"]
+pub struct Serving {
+    _guard: Box<dyn Send + Sync>,
+}
+
+impl Serving {
+    /// Lets go of the store by dropping `guard`.
+    pub fn until_dropped(guard: impl Send + Sync + 'static) -> Self {
+        Self { _guard: Box::new(guard) }
+    }
+}
+
+impl fmt::Debug for Serving {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Serving").finish_non_exhaustive()
+    }
 }
 
 /// Records of one node, by key: those of its table, of its registers, and one of its own.
 ///
 /// A node calls `apply` once at a time, with everything that was written meanwhile: that is its
-/// group commit.
+/// group commit. Two nodes on one store would give the same numbers to different writes, and lose
+/// those of one of them: a store that can be handed to two refuses the second by
+/// [`serve`](Self::serve).
 #[async_trait]
 pub trait ReplicaStore: Send + Sync + 'static {
     /// The longest batch that `apply` takes, in bytes: the lengths of its keys and records, and 32
     /// bytes for each change. It does not change. A node needs 1,152 KiB.
     fn max_batch_bytes(&self) -> usize {
         usize::MAX
+    }
+
+    /// Called by a node before anything else. It drops the answer when its task has ended, and
+    /// calls nothing but `get` and `scan` afterwards. By default every node is served: then it is up
+    /// to the caller that there is one. A store that wraps another asks it.
+    ///
+    /// # Errors
+    /// [`StoreError::InUse`]: another node has the store.
+    fn serve(&self) -> Result<Serving, StoreError> {
+        Ok(Serving::until_dropped(()))
     }
 
     /// The durable records of some keys, in the order of the keys.
