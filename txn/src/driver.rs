@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Sleep;
 
@@ -71,6 +71,8 @@ pub(crate) struct Driver {
     shows_stuck: bool,
     drains: bool,
     end: Option<End>,
+    /// Last: it goes after everything that holds the store.
+    _running: watch::Receiver<()>,
 }
 
 /// Rings at the next deadline, or earlier: it stays set for a deadline that no longer counts,
@@ -100,6 +102,7 @@ impl Driver {
         run: Run,
         commands: mpsc::Receiver<Command>,
     ) -> Self {
+        let running = inner.running.subscribe();
         let outputs = run.state().steps.iter().filter_map(|step| step.output.as_ref());
         let outputs_bytes = outputs.map(Bytes::len).sum();
         Self {
@@ -120,6 +123,7 @@ impl Driver {
             shows_stuck: false,
             drains: false,
             end: None,
+            _running: running,
         }
     }
 

@@ -252,6 +252,8 @@ pub(crate) struct Inner {
     known: Mutex<Known>,
     /// Seeds of the sagas' delays.
     seed: AtomicU64,
+    /// Each task of a saga has a receiver until it is gone.
+    pub(crate) running: watch::Sender<()>,
 }
 
 impl Inner {
@@ -392,6 +394,7 @@ impl Builder {
             definitions,
             known: Mutex::default(),
             seed: AtomicU64::new(seed),
+            running: watch::Sender::new(()),
         });
         let mut order = Vec::new();
         let mut histories: HashMap<Arc<str>, Vec<Record>> = HashMap::new();
@@ -675,7 +678,7 @@ impl Sagas {
 
     /// Starts no saga and no attempt any more, and returns when all attempts that are under way
     /// have ended, by their time limit at the latest, and are recorded. Another process may open
-    /// the store then.
+    /// the store then, and this one when the handles are dropped, too.
     ///
     /// # Cancel safety
     /// Not cancel safe: it is drained all the same.
@@ -694,6 +697,8 @@ impl Sagas {
             let ends = |status: &Status| !matches!(status, Status::Beginning | Status::Open(_));
             let _ = status.wait_for(ends).await;
         }
+        // Also of those that have ended, which may be forgetting older ones.
+        self.inner.running.closed().await;
     }
 }
 

@@ -127,6 +127,7 @@ async fn a_store_opens_in_a_full_journal() {
     let record = vec![Record::new("a", RecordKind::More, Bytes::from_static(b"1"))];
     store.append(record.clone()).await.expect("there is room");
     shared.fill().await;
+    drop(store);
     for epoch in 2..5 {
         let opened = shared.store().open().await.expect("it opens");
         assert_eq!((opened.epoch, &opened.records), (epoch, &record));

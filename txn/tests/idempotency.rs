@@ -130,12 +130,12 @@ async fn keys_in_a_journal_survive_a_restart() {
     let folder = std::env::temp_dir().join(format!("voussoir-keys-{}", std::process::id()));
     let clock = Hand::default();
     let journal = Journal::open(&folder, voussoir_journal::Config::default()).unwrap();
-    let open = async || {
-        let store = JournalStore::new(&journal, "keys").unwrap();
+    let open = async |journal: &Journal| {
+        let store = JournalStore::new(journal, "keys").unwrap();
         let store = StoreKeys::open_with_clock(store, 1000, clock.clone()).await.unwrap();
         Keys::new(store, config()).unwrap()
     };
-    let keys = open().await;
+    let keys = open(&journal).await;
     contract(&keys, async |time| clock.pass(time)).await;
     race(&keys).await;
     let Begun::New(done) = keys.begin("r", "done", b"x").await.unwrap() else { panic!() };
@@ -143,7 +143,10 @@ async fn keys_in_a_journal_survive_a_restart() {
     let Begun::New(died) = keys.begin("r", "died", b"x").await.unwrap() else { panic!() };
     let Begun::New(freed) = keys.begin("r", "freed", b"x").await.unwrap() else { panic!() };
     freed.release().await.unwrap();
-    let next = open().await;
+    // As a process that ends: what it holds stays, and reaches the journal no more.
+    journal.close().unwrap();
+    let journal = Journal::open(&folder, voussoir_journal::Config::default()).unwrap();
+    let next = open(&journal).await;
     let Begun::Done(result) = next.begin("r", "done", b"x").await.unwrap() else { panic!() };
     assert_eq!(result, "kept");
     assert!(matches!(next.begin("r", "died", b"x").await.unwrap(), Begun::InProgress { .. }));

@@ -296,10 +296,13 @@ async fn an_old_open_saga_pins_no_space() {
     let kept = log.end() - log.first();
     assert!(log.end() > 30_000 && kept < 15_000, "{kept} of {} records are kept", log.end());
     assert!(matches!(stuck.end().await, Err(WaitError::Stuck { .. })), "it was halted");
+    assert!(JournalStore::new(&journal, "sagas").is_err(), "its sagas go on without a handle");
+    sagas.drain().await;
     drop(sagas);
     let store = JournalStore::new(&journal, "sagas").expect("two logs");
     let opened = store.open().await.expect("it opens");
     assert_eq!(opened.epoch, 2);
+    drop(store);
     let store = JournalStore::new(&journal, "sagas").expect("two logs");
     let next = builder().open(store).await.expect("it opens");
     let stuck = next.get("stuck").expect("the stuck one is still known");

@@ -2,8 +2,9 @@
 #![cfg(feature = "journal")]
 
 use std::sync::Arc;
+use std::task::Poll;
 
-use voussoir_journal::{Config, Journal, MemoryFiles};
+use voussoir_journal::{Commit, Config, Error, Journal, MemoryFiles};
 use voussoir_txn::Bytes;
 use voussoir_txn::store::{JournalStore, MemoryStore, Record, RecordKind, SagaStore};
 
@@ -67,16 +68,59 @@ async fn stores_keep_what_is_needed_in_order() {
 
 #[tokio::test]
 async fn a_store_that_was_opened_again_is_replaced() {
-    let files = Arc::new(MemoryFiles::new());
-    let journal = journal(&files);
-    let old = JournalStore::new(&journal, "sagas").expect("two logs");
+    let old = MemoryStore::new();
     old.open().await.expect("it opens");
     old.append(vec![record("a", RecordKind::More, "1")]).await.expect("it is the newest");
-    let new = JournalStore::new(&journal, "sagas").expect("two logs");
+    let new = old.clone();
     assert!(new.append(vec![record("a", RecordKind::More, "2")]).await.is_err(), "not open");
     new.open().await.expect("it opens");
     assert!(old.append(vec![record("a", RecordKind::More, "3")]).await.is_err(), "replaced");
     new.append(vec![record("a", RecordKind::More, "4")]).await.expect("it is the newest");
+}
+
+/// Two owners would run the same steps, or write between each other's records.
+#[tokio::test]
+async fn a_namespace_has_one_owner() {
+    let files = Arc::new(MemoryFiles::new());
+    let journal = journal(&files);
+    let leased = |refused: Result<JournalStore, Error>| match refused {
+        Err(Error::Leased { namespace }) => assert_eq!(namespace, "sagas"),
+        other => panic!("{other:?}"),
+    };
+    let first = JournalStore::new(&journal, "sagas").expect("two logs");
+    assert!(first.append(vec![record("a", RecordKind::More, "1")]).await.is_err(), "not open");
+    leased(JournalStore::new(&journal, "sagas"));
+    first.open().await.expect("it opens");
+    leased(JournalStore::new(&journal, "sagas"));
+    assert!(matches!(journal.lease("sagas"), Err(Error::Leased { .. })));
+    first.append(vec![record("a", RecordKind::More, "1")]).await.expect("it goes on");
+    drop(first);
+    let other = journal.lease("sagas").expect("it is free");
+    leased(JournalStore::new(&journal, "sagas"));
+    drop(other);
+    let second = JournalStore::new(&journal, "sagas").expect("it is free");
+    assert_eq!(second.open().await.expect("it opens").records.len(), 1);
+}
+
+/// The runtime ends while an append is under way: its records are there at the next opening, or
+/// never.
+#[test]
+fn an_append_that_was_dropped_is_ahead_of_the_next_epoch() {
+    let files = Arc::new(MemoryFiles::new());
+    let journal = journal(&files);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    runtime.block_on(async {
+        let mut appended = 0;
+        for _ in 0..50 {
+            let store = JournalStore::new(&journal, "sagas").expect("two logs");
+            let opened = store.open().await.expect("it opens");
+            assert_eq!(opened.records.len(), appended, "records came late");
+            let mut append = store.append(vec![record("a", RecordKind::More, "1")]);
+            let polled = std::future::poll_fn(|cx| Poll::Ready(append.as_mut().poll(cx))).await;
+            appended += 1;
+            drop((polled, append));
+        }
+    });
 }
 
 /// What one saga appends at once may be more than a batch of the journal.
@@ -121,10 +165,32 @@ async fn records_of_unknown_versions_are_errors() {
         (&[1, 0], "cut off"),
     ] {
         let end = log.end();
-        let commit = voussoir_journal::Commit::new().append(&log, [bytes]).release(&log, end);
+        let commit = Commit::new().append(&log, [bytes]).release(&log, end);
         journal.commit_blocking(commit).expect("a commit");
         let store = JournalStore::new(&journal, "sagas").expect("two logs");
         let error = store.open().await.expect_err("it cannot be read");
         assert!(error.to_string().contains(says), "{error}");
+        assert!(error.to_string().contains("\"sagas\""), "{error}");
+        assert!(!journal.log("sagas", 1).expect("a log").exists(), "an epoch was written");
+    }
+}
+
+/// Records of something else may look like those of sagas.
+#[tokio::test]
+async fn records_without_an_epoch_and_other_logs_are_of_something_else() {
+    let files = Arc::new(MemoryFiles::new());
+    let journal = journal(&files);
+    for (id, epoch, says) in
+        [(0, None, "no epoch"), (2, None, "sagas2/2"), (1, Some(&[1_u8][..]), "epoch")]
+    {
+        let namespace = format!("sagas{id}");
+        let log = journal.log(&namespace, id).expect("a log");
+        let commit = Commit::new().append(&log, [epoch.unwrap_or(&[1, 0, 1, 0, b'a'])]);
+        journal.commit_blocking(commit).expect("a commit");
+        let before = journal.logs_of(&namespace);
+        let store = JournalStore::new(&journal, &namespace).expect("two logs");
+        let error = store.open().await.expect_err("it is not of this crate");
+        assert!(error.to_string().contains(says), "{error}");
+        assert_eq!(format!("{:?}", journal.logs_of(&namespace)), format!("{before:?}"));
     }
 }

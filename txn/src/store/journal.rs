@@ -12,7 +12,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use voussoir_journal::{Batch, Commit, Health, Journal, Log};
+use voussoir_journal::{Batch, Commit, Health, Journal, Lease, Log};
 
 use super::{Opened, Record, RecordKind, SagaStore};
 use crate::error::StoreError;
@@ -31,24 +31,24 @@ const KEPT_FOR_EACH: u64 = 4;
 /// Positions that may be released before they are.
 const RELEASE_EVERY: u64 = 1_000;
 
-/// Held while a store checks that it was not replaced and submits, and while a new one submits
-/// behind it. Never held over an await.
-static ORDER: Mutex<()> = Mutex::new(());
-
 /// Keeps the records of sagas in two logs of a [`Journal`], which other parts of the process share.
 ///
-/// Opening a namespace again replaces the store that had it: that one appends nothing more.
+/// A store has its namespace to itself until it is dropped, and what it was given to drops it when
+/// its last task has ended: sagas go on without a handle, so [`Sagas::drain`](crate::Sagas::drain)
+/// comes before a namespace is opened again in one process. A second owner would run the same
+/// steps, and the directory of a journal is locked to one process: so it is refused, whatever kind
+/// of owner either of them is.
 pub struct JournalStore {
     journal: Journal,
     records: Log,
     epochs: Log,
     state: Mutex<State>,
+    lease: Lease,
 }
 
 #[derive(Default)]
 struct State {
-    /// The end of the epochs when this store was opened. `None` before.
-    epoch_end: Option<u64>,
+    is_open: bool,
     sagas: HashMap<Arc<str>, Kept>,
     /// The first needed position of each saga. Invariant: one entry for each of `sagas`.
     first: BTreeSet<(u64, Arc<str>)>,
@@ -63,21 +63,23 @@ struct Kept {
 }
 
 impl JournalStore {
-    /// A store in the logs 0 and 1 of `namespace`.
+    /// A store in the logs 0 and 1 of `namespace`. Writes nothing: what is there is looked at by
+    /// [`open`](SagaStore::open), which fails without a write if it is not of this crate.
     ///
     /// # Errors
-    /// The journal refuses: the namespace is no name, or it takes no more logs.
+    /// [`Error::Leased`](voussoir_journal::Error::Leased): another store, a queue or a cache has
+    /// the namespace. Others: the namespace is no name, or the journal takes no more logs.
     pub fn new(journal: &Journal, namespace: &str) -> Result<Self, voussoir_journal::Error> {
+        let lease = journal.lease(namespace)?;
         let records = journal.log(namespace, 0)?;
         let epochs = journal.log(namespace, 1)?;
-        Ok(Self { journal: journal.clone(), records, epochs, state: Mutex::default() })
+        Ok(Self { journal: journal.clone(), records, epochs, state: Mutex::default(), lease })
     }
 
-    /// The first position that is needed. An error if a later store has the namespace: what that
-    /// one needs is not known here. The caller holds `ORDER`.
+    /// The first position that is needed.
     fn first_needed(&self, state: &State) -> Result<u64, StoreError> {
-        if state.epoch_end != Some(self.epochs.end()) {
-            return Err(StoreError::new("the namespace was opened again, or not yet"));
+        if !state.is_open {
+            return Err(StoreError::new("the store was not opened yet"));
         }
         Ok(state.first_needed().unwrap_or_else(|| self.records.end()))
     }
@@ -85,7 +87,6 @@ impl JournalStore {
     /// Gives space back without an append: also a full journal takes a release.
     async fn release(&self) {
         let released = {
-            let _order = ORDER.lock();
             let state = self.state.lock();
             match self.first_needed(&state) {
                 Ok(upto) if upto > self.records.first() => {
@@ -128,21 +129,55 @@ impl JournalStore {
         Ok(batch.finish())
     }
 
-    fn read_all(&self) -> Result<Vec<(u64, Record)>, StoreError> {
-        let mut records = Vec::new();
-        let Range { start: mut at, end } = self.records.bounds();
+    /// Adds the records from a position on. Returns the position behind them.
+    fn read_from(&self, from: u64, records: &mut Vec<(u64, Record)>) -> Result<u64, StoreError> {
+        let (mut at, end) = (from, self.records.end());
         // Ends: each read returns at least one record, or fails.
         while at < end {
             let read = self.records.read_range(at..end, READ_BYTES).map_err(StoreError::new)?;
             if read.is_empty() {
-                return Err(StoreError::new(format!("{} ends at {at}", self.records.name())));
+                return Err(self.is_foreign(&format!("the log of the records ends at {at}")));
             }
             for record in read {
-                records.push((at, decode(record, at)?));
+                let record = decode(record)
+                    .map_err(|what| self.is_foreign(&format!("the record at {at} {what}")))?;
+                records.push((at, record));
                 at += 1;
             }
         }
-        Ok(records)
+        Ok(at)
+    }
+
+    /// The epoch that is next, once the records have been read: there are none without an epoch.
+    fn next_epoch(&self, has_records: bool) -> Result<u64, StoreError> {
+        let Range { start, end } = self.epochs.bounds();
+        if start == end {
+            return match has_records {
+                true => Err(self.is_foreign("it has records and no epoch")),
+                false => Ok(1),
+            };
+        }
+        let last = self.epochs.read(end - 1).map_err(StoreError::new)?;
+        let last = last[..].try_into().map_err(|_| self.is_foreign("its last epoch is none"))?;
+        let next = u64::from_le_bytes(last).checked_add(1);
+        next.ok_or_else(|| StoreError::new("the epochs are used up"))
+    }
+
+    /// The namespace has logs that no store of this crate writes.
+    fn check_logs(&self) -> Result<(), StoreError> {
+        let logs = self.journal.logs_of(self.lease.namespace());
+        match logs.iter().find(|log| log.name.id > 1) {
+            Some(log) => Err(self.is_foreign(&format!("there is a log {}", log.name))),
+            None => Ok(()),
+        }
+    }
+
+    fn is_foreign(&self, why: &str) -> StoreError {
+        StoreError::new(format!(
+            "the namespace {:?} cannot be read or belongs to something else, and nothing was \
+             written to it: {why}",
+            self.lease.namespace()
+        ))
     }
 }
 
@@ -177,31 +212,22 @@ impl State {
 impl SagaStore for JournalStore {
     async fn open(&self) -> Result<Opened, StoreError> {
         self.check_health()?;
-        let Range { start, end } = self.epochs.bounds();
-        let epoch = if start == end {
-            1
-        } else {
-            let last = self.epochs.read(end - 1).map_err(StoreError::new)?;
-            let last = last[..].try_into().map_err(|_| StoreError::new("no epoch"))?;
-            let next = u64::from_le_bytes(last).checked_add(1);
-            next.ok_or_else(|| StoreError::new("the epochs are used up"))?
-        };
-        // Each of the two takes the place of the epoch before it: they are let into the reserve of
-        // a journal that is full.
+        self.check_logs()?;
+        // Before anything is written: a namespace of something else stays as it is.
+        let mut read = Vec::new();
+        let at = self.read_from(self.records.first(), &mut read)?;
+        let epoch = self.next_epoch(!read.is_empty())?;
+        // It takes the place of the epoch before it: it is let into the reserve of a journal that
+        // is full.
         let begin = Commit::new().append(&self.epochs, [epoch.to_le_bytes()]);
-        let begin = begin.release(&self.epochs, end).frees_space();
+        let begin = begin.release(&self.epochs, self.epochs.end()).frees_space();
         self.journal.commit(begin).await.map_err(store_error)?;
-        // From here on an earlier store sees that it was replaced. What it had submitted before
-        // lies ahead of this second record, so it is read below.
-        let barrier = {
-            let _order = ORDER.lock();
-            let again = Commit::new().append(&self.epochs, [epoch.to_le_bytes()]);
-            self.journal.commit(again.release(&self.epochs, end + 1).frees_space())
-        };
-        barrier.await.map_err(store_error)?;
-        let mut state = State { epoch_end: Some(end + 2), ..State::default() };
-        let mut records = Vec::new();
-        for (at, record) in self.read_all()? {
+        // A store that had the namespace before may have been dropped with an append under way,
+        // which then lies ahead of the epoch.
+        self.read_from(at, &mut read)?;
+        let mut state = State { is_open: true, ..State::default() };
+        let mut records = Vec::with_capacity(read.len());
+        for (at, record) in read {
             state.note(&record.saga, record.kind, at);
             records.push(record);
         }
@@ -215,7 +241,6 @@ impl SagaStore for JournalStore {
             commit = commit.append_batch(&self.records, self.encode(records)?);
         }
         let submitted = {
-            let _order = ORDER.lock();
             let state = self.state.lock();
             let upto = self.first_needed(&state)?;
             if upto >= self.records.first() + RELEASE_EVERY {
@@ -280,20 +305,20 @@ fn batches(records: &[Record], max_bytes: u64) -> impl Iterator<Item = &[Record]
     })
 }
 
-fn decode(record: Bytes, at: u64) -> Result<Record, StoreError> {
-    let bad = |what: &str| StoreError::new(format!("the record at {at} {what}"));
-    let [version, kind, low, high, ..] = record[..] else { return Err(bad("is cut off")) };
+/// A record, or what is wrong with it.
+fn decode(record: Bytes) -> Result<Record, &'static str> {
+    let [version, kind, low, high, ..] = record[..] else { return Err("is cut off") };
     if version != VERSION {
-        return Err(bad("has a format that this version does not know"));
+        return Err("has a format that this version does not know");
     }
     let kind = match kind {
         0 => RecordKind::More,
         1 => RecordKind::Whole,
         2 => RecordKind::Forgotten,
-        _ => return Err(bad("has a kind that this version does not know")),
+        _ => return Err("has a kind that this version does not know"),
     };
     let end = HEAD_BYTES + usize::from(u16::from_le_bytes([low, high]));
-    let id = record.get(HEAD_BYTES..end).ok_or_else(|| bad("is cut off"))?;
-    let id = std::str::from_utf8(id).map_err(|_| bad("has an id that is no text"))?;
+    let id = record.get(HEAD_BYTES..end).ok_or("is cut off")?;
+    let id = std::str::from_utf8(id).map_err(|_| "has an id that is no text")?;
     Ok(Record { saga: id.into(), kind, events: record.slice(end..) })
 }
