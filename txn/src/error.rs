@@ -94,7 +94,7 @@ impl StepError {
 /// The store failed. A record that was being appended may be found after a restart, or not, unless
 /// [`is_retryable`](Self::is_retryable) says that it was not appended.
 #[derive(Clone, Debug, Error)]
-#[error("the store of the sagas failed: {error}")]
+#[error("the store failed: {error}")]
 pub struct StoreError {
     error: Arc<dyn StdError + Send + Sync>,
     is_retryable: bool,
@@ -153,8 +153,11 @@ pub enum StartError {
     /// The id belongs to a saga of another definition, or with another input.
     #[error("this id belongs to another saga")]
     Mismatch,
-    /// The definition was not given to the builder.
-    #[error("the definition was not registered")]
+    /// The definition was not given to the builder. One that was built again by the same code is
+    /// another one, whose steps nobody has compared: keep the value that was registered, or clones.
+    #[error(
+        "this definition was not registered: start sagas with the one that was, or a clone of it"
+    )]
     Unregistered,
     /// The input cannot be encoded, or is longer than
     /// [`Config::max_value_bytes`](crate::Config::max_value_bytes).
