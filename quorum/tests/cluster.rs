@@ -121,7 +121,51 @@ async fn values_siblings_and_deletes_are_seen_from_every_node() {
     assert!(tables[2].get("k").await.unwrap().is_tombstone());
     let long = Bytes::from(vec![0; MAX_KEY_BYTES + 1]);
     let error = tables[0].get(long).await.unwrap_err();
-    assert_eq!(error, TableError::KeyTooLong { bytes: MAX_KEY_BYTES + 1 });
+    assert_eq!(error, TableError::TooLong { key_bytes: MAX_KEY_BYTES + 1, value_bytes: 0 });
+}
+
+/// A request that no node reads has an unknown outcome, and is never sent.
+#[tokio::test(start_paused = true)]
+async fn what_no_node_takes_is_refused_before_anything_is_sent() {
+    const MAX: usize = 1 << 20;
+    let cluster = Cluster::new().await;
+    let own = Arc::clone(&cluster.hosts[0].link);
+    let nodes = cluster.hosts.iter().map(|host| host.node.clone()).collect();
+    let direct: Arc<dyn Link> = Arc::new(Direct { nodes });
+    let bytes = |len: usize| Bytes::from(vec![7; len]);
+    // Over the network, and without one.
+    for (at, link) in [own, direct].into_iter().enumerate() {
+        let table = Table::new(TableConfig::with_replicas(NODES), Arc::clone(&link)).unwrap();
+        let registers = Registers::new(9, RegisterConfig::with_acceptors(NODES), link).unwrap();
+        let key = Bytes::from(vec![at as u8; MAX_KEY_BYTES]);
+        let written = table.put_blind(key.clone(), bytes(MAX)).await.unwrap();
+        assert_eq!(written.values().map(Bytes::len).collect::<Vec<_>>(), [MAX]);
+        // With its sibling it would be too long: only the replica knows.
+        let error = table.put_blind(key.clone(), "v").await.unwrap_err();
+        assert_eq!(error, TableError::Failed(OperationError::Refused));
+        assert_eq!(registers.put(key.clone(), bytes(MAX)).await, Ok(1));
+        let (key_bytes, begun) = (MAX_KEY_BYTES, table.stats());
+        for value_bytes in [MAX + 1, 3 << 20, 16 << 20] {
+            let error = table.put(key.clone(), written.context(), bytes(value_bytes)).await;
+            let error = error.unwrap_err();
+            assert_eq!(error, TableError::TooLong { key_bytes, value_bytes });
+            assert_eq!(error.outcome(), table::Outcome::NotApplied);
+            assert!(!error.is_retryable());
+            let error = registers.put(key.clone(), bytes(value_bytes)).await.unwrap_err();
+            assert_eq!(error, RegisterError::TooLong { key_bytes, value_bytes });
+            assert!(!error.is_retryable());
+        }
+        let seen = |actors: u64| {
+            VersionVector::from_iter((0..actors).map(|id| Dot::new(Actor::new(50 + id, 1), 1)))
+        };
+        let error = table.delete("k", &seen(1_025)).await.unwrap_err();
+        assert_eq!(error, TableError::ContextTooLong { actors: 1_025 });
+        assert!(!error.is_retryable());
+        assert_eq!(table.put("k", &seen(1_025), "v").await.unwrap_err(), error);
+        assert_eq!(table.stats(), begun);
+        // The replica's own actor is one more in what it keeps.
+        table.put("k", &seen(1_000), "v").await.unwrap();
+    }
 }
 
 /// In the store its key would be the prefix alone, which no page of a rebuild begins before.
@@ -354,6 +398,19 @@ async fn tombstones_go_when_every_replica_has_them_and_stay_gone() {
     lost.node.rebuild(&lost.link).await.unwrap();
     assert!(lost.node.is_whole());
     assert_eq!(records(lost).await, 11);
+}
+
+/// A link without a network.
+struct Direct {
+    nodes: Vec<Node>,
+}
+
+#[async_trait]
+impl Link for Direct {
+    async fn call(&self, to: u64, _: Class, bytes: Bytes, _: Instant) -> Result<Bytes, CallError> {
+        let node = self.nodes.iter().find(|node| node.id() == to).ok_or(CallError::NotSent)?;
+        node.answer(bytes).await.ok_or(CallError::Unknown)
+    }
 }
 
 /// A link that does not carry some of the requests.

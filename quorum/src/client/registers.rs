@@ -20,7 +20,7 @@ use crate::paxos::{
 };
 use crate::table::Level;
 use crate::version::{Actor, Dot, DotSource};
-use crate::wire::{Answer, Ask, DECREES, MAX_KEY_BYTES, Space, decode_record};
+use crate::wire::{Answer, Ask, DECREES, Space, decode_record, is_too_long};
 
 /// Configuration of [`Registers`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -334,7 +334,7 @@ impl Registers {
         if key.is_empty() {
             return Err(RegisterError::EmptyKey);
         }
-        if key_bytes > MAX_KEY_BYTES || value_bytes > 1 << 20 {
+        if is_too_long(key_bytes, value_bytes) {
             return Err(RegisterError::TooLong { key_bytes, value_bytes });
         }
         if key.starts_with(DECREES) && self.shared.pinned.is_none() {
@@ -445,7 +445,7 @@ impl Shared {
     /// nobody is about to replace. None: it takes a ballot to find out.
     async fn read_chosen(&self, key: &Bytes, by: Instant) -> Option<paxos::State> {
         let scope = self.scope();
-        if self.pinned.is_some() || scope.membership.epoch() == 0 || key.len() > MAX_KEY_BYTES {
+        if self.pinned.is_some() || scope.membership.epoch() == 0 {
             return None;
         }
         let deadline = by.min(Instant::now() + self.config.proposer.resend_after);

@@ -20,7 +20,7 @@ use crate::table::{
     Rejected, Stats, TableConfig, Value,
 };
 use crate::version::VersionVector;
-use crate::wire::{Answer, Ask, MAX_KEY_BYTES};
+use crate::wire::{Answer, Ask, has_too_many_actors, is_too_long};
 
 /// Why an operation on a table failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -44,11 +44,20 @@ pub enum TableError {
     /// The caller: the key is empty. Nothing was sent.
     #[error("the key is empty")]
     EmptyKey,
-    /// The caller: the key is longer than 1,024 bytes. Nothing was sent.
-    #[error("the key has {bytes} bytes, at most {MAX_KEY_BYTES} are allowed")]
-    KeyTooLong {
-        /// Its length.
-        bytes: usize,
+    /// The caller: the key is longer than 1,024 bytes, or the value than 1 MiB. Nothing was sent.
+    #[error("a key of {key_bytes} bytes with a value of {value_bytes} bytes is too long")]
+    TooLong {
+        /// Length of the key.
+        key_bytes: usize,
+        /// Length of the value.
+        value_bytes: usize,
+    },
+    /// The caller: the context that a write is based on names more than 1,024 actors. Nothing was
+    /// sent. No read returns such a context: it was merged of those of several keys.
+    #[error("a context of {actors} actors is too long")]
+    ContextTooLong {
+        /// How many actors it names.
+        actors: usize,
     },
 }
 
@@ -66,7 +75,10 @@ impl TableError {
         match self {
             Self::Failed(error) => error.is_retryable(),
             Self::Rejected(rejected) => matches!(rejected, Rejected::Busy { .. }),
-            Self::EmptyKey | Self::KeyTooLong { .. } | Self::OtherCluster { .. } => false,
+            Self::EmptyKey
+            | Self::TooLong { .. }
+            | Self::ContextTooLong { .. }
+            | Self::OtherCluster { .. } => false,
         }
     }
 }
@@ -205,7 +217,7 @@ impl Table {
         at_least: &VersionVector,
     ) -> Result<Value, TableError> {
         let at_least = at_least.clone();
-        self.run(key.into(), |core, now, key| core.get_at(now, key, at_least, level)).await
+        self.run(key.into(), 0, |core, now, key| core.get_at(now, key, at_least, level)).await
     }
 
     /// Writes a value that replaces what `seen` covers: the context of the read that it is based
@@ -222,8 +234,9 @@ impl Table {
         seen: &VersionVector,
         value: impl Into<Bytes>,
     ) -> Result<Value, TableError> {
-        let (seen, value) = (seen.clone(), value.into());
-        self.run(key.into(), |core, now, key| core.put(now, key, seen, value)).await
+        let (seen, value) = (check_context(seen)?, value.into());
+        let value_bytes = value.len();
+        self.run(key.into(), value_bytes, |core, now, key| core.put(now, key, seen, value)).await
     }
 
     /// Writes a value without having read the key: it becomes a sibling of what is there.
@@ -253,20 +266,22 @@ impl Table {
         key: impl Into<Bytes>,
         seen: &VersionVector,
     ) -> Result<Value, TableError> {
-        let seen = seen.clone();
-        self.run(key.into(), |core, now, key| core.delete(now, key, seen)).await
+        let seen = check_context(seen)?;
+        self.run(key.into(), 0, |core, now, key| core.delete(now, key, seen)).await
     }
 
     async fn run(
         &self,
         key: Bytes,
+        value_bytes: usize,
         begin: impl FnOnce(&mut Coordinator, u64, Bytes) -> Result<u64, Rejected>,
     ) -> Result<Value, TableError> {
+        let key_bytes = key.len();
         if key.is_empty() {
             return Err(TableError::EmptyKey);
         }
-        if key.len() > MAX_KEY_BYTES {
-            return Err(TableError::KeyTooLong { bytes: key.len() });
+        if is_too_long(key_bytes, value_bytes) {
+            return Err(TableError::TooLong { key_bytes, value_bytes });
         }
         if let Err(stranger) = self.shared.find_replicas().await {
             let unavailable = OperationError::Unavailable { answered: 0, needed: 1 };
@@ -289,6 +304,16 @@ impl Table {
             error_by(error, last.filter(|_| count > strangers))
         })
     }
+}
+
+/// A context that a write is based on: a node would not read the request of a longer one, and
+/// nothing would be known of the write.
+fn check_context(seen: &VersionVector) -> Result<VersionVector, TableError> {
+    let actors = seen.len();
+    if has_too_many_actors(actors) {
+        return Err(TableError::ContextTooLong { actors });
+    }
+    Ok(seen.clone())
 }
 
 /// Why an operation failed: if nothing has changed, perhaps by a node of another cluster.

@@ -83,6 +83,16 @@ const VERSION_WITH_LINEAGE: u8 = 3;
 /// Length of the longest key of a table and of a register, in bytes. The shortest has one.
 pub const MAX_KEY_BYTES: usize = 1_024;
 
+/// Whether no node takes a request to write so long a key and value.
+pub(crate) fn is_too_long(key_bytes: usize, value_bytes: usize) -> bool {
+    key_bytes > MAX_KEY_BYTES || value_bytes > table::Replica::MAX_VALUE_BYTES
+}
+
+/// Whether no node takes a request with a context of so many actors.
+pub(crate) fn has_too_many_actors(actors: usize) -> bool {
+    actors > limits().max_actors
+}
+
 /// How the keys of registers begin that hold what follows an epoch of the membership.
 pub(crate) const DECREES: &[u8] = b"\0voussoir\0membership\0";
 
