@@ -131,6 +131,26 @@ async fn an_epoch_is_told_when_it_is_durable() {
     assert_eq!(head((&mut stale).await.unwrap()), (STALE, 2));
 }
 
+/// A node that is behind would do what nobody waits for, and stay behind. What others have a part
+/// of is finished.
+#[tokio::test(start_paused = true)]
+async fn a_write_whose_caller_has_gone_is_not_begun() {
+    let (_store, node) = gated_node().await;
+    let dot = Dot::new(Actor::new(2, 1), 1);
+    let written = write("written", &VersionVector::new(), Some(b"v"));
+    for request in [written, merge("merged", &one_value(dot, b"v"))] {
+        // The request is in the queue, and its caller goes.
+        tokio::select! {
+            biased;
+            _ = node.answer(request) => panic!("answered before the node has run"),
+            () = std::future::ready(()) => {}
+        }
+    }
+    let nothing = node.answer(get("nothing", 1)).await;
+    assert_eq!(node.answer(get("written", 1)).await, nothing);
+    assert_ne!(node.answer(get("merged", 1)).await, nothing);
+}
+
 /// What a node takes it can read back: a client's context does not stop it for ever.
 #[tokio::test(start_paused = true)]
 async fn a_context_that_the_decoder_would_refuse_is_refused() {

@@ -4,6 +4,7 @@ mod registers;
 mod session;
 mod table;
 mod token;
+mod window;
 
 pub use self::registers::{RegisterConfig, RegisterError, Registers};
 pub use self::session::{Session, SessionError};

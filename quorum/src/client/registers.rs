@@ -10,13 +10,15 @@ use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use super::window::{Place, Window};
 use crate::ConfigError;
 use crate::caller::{Scope, call, find_membership};
 use crate::link::{Class, Link};
 use crate::membership::{Lineage, Membership};
 use crate::node::Stranger;
 use crate::paxos::{
-    self, Change, Outcome, Proposer, ProposerConfig, ProposerInput, ProposerOutput, Record, Token,
+    self, Ballot, Change, Outcome, Proposer, ProposerConfig, ProposerInput, ProposerOutput, Record,
+    Request, Token,
 };
 use crate::table::Level;
 use crate::version::{Actor, Dot, DotSource};
@@ -37,7 +39,9 @@ pub struct RegisterConfig {
     /// Registers whose proposers are kept, so that the next change takes one round trip. From 1
     /// to 1,000,000. Default 10,000.
     pub max_registers: usize,
-    /// Changes under way and waiting. From 1 to 1,000,000. Default 10,000.
+    /// Changes and reads under way and waiting: as many are begun at once as are answered within a
+    /// quarter of `timeout`, 64 at first, and one that has waited for half of it is rejected. One
+    /// beyond is rejected at once. From 1 to 1,000,000. Default 10,000.
     pub max_changes: usize,
 }
 
@@ -90,10 +94,12 @@ pub enum RegisterError {
     /// The change may have been made, or may yet be. [`Registers::resolve`] finds out, for good.
     #[error("the outcome of the change is unknown; resolve its token")]
     Unknown(Token),
-    /// As many changes as allowed are under way. Nothing was sent. Retry later.
+    /// As many changes as allowed are under way, or the acceptors do not keep up: the change has
+    /// waited for half of its timeout behind as many as they answer in time. Nothing was sent.
+    /// Retry later.
     #[error("{max} changes are under way; retry later")]
     Busy {
-        /// `RegisterConfig::max_changes`.
+        /// `RegisterConfig::max_changes`, or how many the acceptors answer in time.
         max: usize,
     },
     /// A token can no longer be told: the register was changed more often since than its state
@@ -152,6 +158,8 @@ struct Shared {
     began: Instant,
     /// Registers of one membership alone, whose changes end where it has: the acceptors that count.
     pinned: Option<Membership>,
+    /// Of changes and reads that have begun.
+    window: Window,
     /// Set once a node has said who the acceptors are.
     found: OnceCell<()>,
     state: Mutex<State>,
@@ -218,7 +226,8 @@ impl Registers {
         let proposers = HashMap::new();
         let state = Mutex::new(State { membership, dots, proposers, changes: 0 });
         let (began, found) = (Instant::now(), OnceCell::new());
-        let shared = Shared { link, config, began, pinned, found, state };
+        let window = Window::new(config.timeout, config.max_changes);
+        let shared = Shared { link, config, began, pinned, window, found, state };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -242,8 +251,9 @@ impl Registers {
         // Both ways of reading are one operation: with one deadline, and within the same limits.
         self.check(&key, 0)?;
         let (deadline, entry) = (self.deadline(), self.shared.begin(&key)?);
-        let chosen = self.shared.read_chosen(&key, deadline).await;
-        if let Some(paxos::State { version, value, .. }) = chosen {
+        let place = self.shared.place(deadline).await?;
+        let chosen = place.hold(self.shared.read_chosen(&key, deadline)).await;
+        if let Ok(paxos::State { version, value, .. }) = chosen {
             return Ok((version, value));
         }
         match self.change_by(deadline, entry, key, Change::Read).await? {
@@ -355,13 +365,21 @@ impl Registers {
             return Err(RegisterError::Unavailable);
         };
         shared.find_acceptors(deadline).await.map_err(error_by)?;
+        let place = shared.place(deadline).await?;
         // Taken out: a change that is dropped on its way takes the proposer with it.
         let mut proposer = match slot.take() {
             Some(proposer) => proposer,
             None => shared.proposer()?,
         };
         let mut stranger = None;
-        let outcome = shared.run(&mut proposer, &key, dot, change, deadline, &mut stranger).await;
+        let run = shared.run(&mut proposer, &key, dot, change, deadline, &mut stranger);
+        let is_answered =
+            |outcome: &Outcome| !matches!(outcome, Outcome::Unavailable | Outcome::Unknown(_));
+        let run = async {
+            let outcome = run.await;
+            if is_answered(&outcome) { Ok(outcome) } else { Err(outcome) }
+        };
+        let (Ok(outcome) | Err(outcome)) = place.hold(run).await;
         *slot = Some(proposer);
         match outcome {
             Outcome::Unavailable => Err(error_by(stranger)),
@@ -403,6 +421,15 @@ impl Shared {
         Ok((slot, dot, Underway { shared: Arc::clone(self) }))
     }
 
+    /// Waits until a change or a read may begin that ends at `deadline`.
+    async fn place(&self, deadline: Instant) -> Result<Place<'_>, RegisterError> {
+        let place = match self.window.try_enter() {
+            None => self.window.enter(deadline).await,
+            place => place,
+        };
+        place.ok_or_else(|| RegisterError::Busy { max: self.window.size() })
+    }
+
     /// A proposer for a session of its own: no ballot is used twice.
     fn proposer(&self) -> Result<Proposer, RegisterError> {
         let session = self.state.lock().dots.draw().map_err(|_| RegisterError::Unavailable)?;
@@ -442,13 +469,13 @@ impl Shared {
     }
 
     /// Reads the acceptors' records, and returns the state that a quorum of them has chosen and
-    /// nobody is about to replace. None: it takes a ballot to find out.
-    async fn read_chosen(&self, key: &Bytes, by: Instant) -> Option<paxos::State> {
+    /// nobody is about to replace. An error: it takes a ballot to find out.
+    async fn read_chosen(&self, key: &Bytes, by: Instant) -> Result<paxos::State, ()> {
         let scope = self.scope();
         if self.pinned.is_some() || scope.membership.epoch() == 0 {
-            return None;
+            return Err(());
         }
-        let deadline = by.min(Instant::now() + self.config.proposer.resend_after);
+        let deadline = self.call_deadline(by);
         let (mut calls, mut seen) = (JoinSet::new(), BTreeMap::new());
         for id in scope.membership.ids() {
             let (link, scope) = (Arc::clone(&self.link), scope.clone());
@@ -462,17 +489,24 @@ impl Shared {
             let Ok((id, Ok((_, Answer::Page(page))))) = called else { continue };
             let record = match page.into_iter().next() {
                 None => Record::EMPTY,
-                Some((_, record)) => decode_record(record).ok()?,
+                Some((_, record)) => decode_record(record).map_err(|_| ())?,
             };
             seen.insert(id, record);
             if let Some(state) = paxos::chosen(&scope.membership, &seen) {
-                return Some(state);
+                return Ok(state);
             }
             if scope.membership.is_met(Level::Quorum, |id| seen.contains_key(&id)) {
-                return None; // A change is on its way, or was left half done.
+                return Err(()); // A change is on its way, or was left half done.
             }
         }
-        None
+        Err(())
+    }
+
+    /// When a call is given up that may be made again before `deadline`: early enough that a lost
+    /// message costs no change, and behind the answers of acceptors that have much to do.
+    fn call_deadline(&self, deadline: Instant) -> Instant {
+        let patience = (self.config.timeout / 2).max(self.config.proposer.resend_after);
+        deadline.min(Instant::now() + patience)
     }
 
     async fn run(
@@ -485,6 +519,8 @@ impl Shared {
         stranger: &mut Option<Stranger>,
     ) -> Outcome {
         let mut calls = JoinSet::new();
+        // Requests that an acceptor may still answer: it has enough to do without another one.
+        let mut asked: HashMap<tokio::task::Id, (u64, Phase)> = HashMap::new();
         let mut scope = self.scope();
         let acceptors = self.pinned.as_ref().unwrap_or(&scope.membership);
         proposer.reconfigure(self.now(), acceptors.clone());
@@ -498,12 +534,17 @@ impl Shared {
                 match output {
                     ProposerOutput::Done { outcome } => return outcome,
                     ProposerOutput::Send { to, request } => {
+                        let asks = (to, phase_of(&request));
+                        if asked.values().any(|asked| *asked == asks) {
+                            continue;
+                        }
                         let (link, key) = (Arc::clone(&self.link), key.clone());
-                        let scope = scope.clone();
+                        let (scope, deadline) = (scope.clone(), self.call_deadline(deadline));
                         let ask = Ask::Register { key, request };
-                        calls.spawn(async move {
+                        let task = calls.spawn(async move {
                             (to, call(&link, to, Class::Small, &scope, ask, deadline).await)
                         });
+                        asked.insert(task.id(), asks);
                     }
                 }
             }
@@ -511,7 +552,10 @@ impl Shared {
             let wake_at = self.began + Duration::from_nanos(wake_at);
             let input = tokio::select! {
                 biased;
-                Some(called) = calls.join_next() => match called {
+                Some(called) = calls.join_next_with_id() => match called.map(|(id, called)| {
+                    asked.remove(&id);
+                    called
+                }) {
                     Ok((from, Ok((_, Answer::Register(reply))))) => {
                         ProposerInput::Reply { from, reply }
                     }
@@ -536,6 +580,17 @@ impl Shared {
             };
             proposer.step(self.now(), input);
         }
+    }
+}
+
+/// What tells the requests of a change to one acceptor apart: the ballot, and whether it is to be
+/// accepted.
+type Phase = (Ballot, bool);
+
+fn phase_of(request: &Request) -> Phase {
+    match request {
+        Request::Prepare { ballot } => (*ballot, false),
+        Request::Accept { ballot, .. } => (*ballot, true),
     }
 }
 

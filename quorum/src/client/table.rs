@@ -9,6 +9,7 @@ use tokio::sync::{Notify, OnceCell, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::{Duration, Instant, sleep_until, timeout_at};
 
+use super::window::{Place, Window};
 use crate::ConfigError;
 use crate::caller::{Scope, call, find_membership};
 use crate::link::{Class, Link};
@@ -99,6 +100,8 @@ struct Shared {
     began: Instant,
     /// Wakes the task that waits for `next_deadline`.
     timer: Notify,
+    /// Of operations that have begun and are not answered.
+    window: Window,
     /// Set once a node has said who the replicas are.
     found: OnceCell<()>,
     state: Mutex<State>,
@@ -110,6 +113,8 @@ struct State {
     membership: Arc<Membership>,
     /// Who waits for each operation.
     waiting: HashMap<u64, oneshot::Sender<Result<Value, OperationError>>>,
+    /// How many operations wait to be begun.
+    not_begun: usize,
     /// The tasks of the calls under way.
     calls: HashMap<u64, AbortHandle>,
     /// What the timer task waits for, in ns.
@@ -164,12 +169,19 @@ impl Table {
         if membership.epoch() > 0 {
             core.begin_with(Membership::clone(&membership));
         }
-        let (waiting, calls) = (HashMap::new(), HashMap::new());
-        let state =
-            State { core, membership, waiting, calls, timer_at: u64::MAX, strangers: (0, None) };
+        let state = State {
+            core,
+            membership,
+            waiting: HashMap::new(),
+            not_begun: 0,
+            calls: HashMap::new(),
+            timer_at: u64::MAX,
+            strangers: (0, None),
+        };
         let state = Mutex::new(state);
+        let window = Window::new(config.timeout, config.max_operations);
         let (began, timer, found) = (Instant::now(), Notify::new(), OnceCell::new());
-        let shared = Arc::new(Shared { link, hints, config, began, timer, found, state });
+        let shared = Arc::new(Shared { link, hints, config, began, timer, window, found, state });
         tokio::spawn(keep_time(Arc::downgrade(&shared)));
         Ok(Self { shared })
     }
@@ -227,7 +239,8 @@ impl Table {
     /// [`TableError`]; see [`TableError::outcome`].
     ///
     /// # Cancel safety
-    /// Once polled, the write goes on when the future is dropped: its outcome is unknown.
+    /// The write goes on when the future is dropped, unless it waits to be begun: its outcome is
+    /// unknown.
     pub async fn put(
         &self,
         key: impl Into<Bytes>,
@@ -287,19 +300,32 @@ impl Table {
             let unavailable = OperationError::Unavailable { answered: 0, needed: 1 };
             return Err(error_by(unavailable, stranger));
         }
+        let (deadline, mut has_waited) = (Instant::now() + self.shared.config.timeout, false);
+        let place = match self.shared.window.try_enter() {
+            Some(place) => place,
+            None => {
+                has_waited = true;
+                self.shared.wait_for_place(deadline).await?
+            }
+        };
         let strangers = self.shared.state.lock().strangers.0;
         let (done, is_done) = oneshot::channel();
         let mut operation = Running { shared: &self.shared, id: None };
         self.shared.with(|state| {
             let id = begin(&mut state.core, self.shared.now(), key)?;
+            if has_waited {
+                let ends = deadline.saturating_duration_since(self.shared.began);
+                state.core.end_by(id, ends.as_nanos() as u64);
+            }
             state.waiting.insert(id, done);
             operation.id = Some(id);
             Ok::<_, Rejected>(())
         })?;
-        let result = is_done.await;
-        operation.id = None;
         // The sender is dropped only with the table, which this call holds.
-        result.unwrap_or(Err(OperationError::Behind)).map_err(|error| {
+        let result = async { is_done.await.unwrap_or(Err(OperationError::Behind)) };
+        let result = place.hold(result).await;
+        operation.id = None;
+        result.map_err(|error| {
             let (count, last) = self.shared.state.lock().strangers;
             error_by(error, last.filter(|_| count > strangers))
         })
@@ -343,6 +369,17 @@ impl Drop for Running<'_> {
     }
 }
 
+/// Counts an operation that waits to be begun.
+struct NotBegun<'a> {
+    shared: &'a Shared,
+}
+
+impl Drop for NotBegun<'_> {
+    fn drop(&mut self) {
+        self.shared.state.lock().not_begun -= 1;
+    }
+}
+
 /// What is done without the lock.
 enum Task {
     Call { id: u64, to: u64, class: Class, scope: Scope, ask: Ask },
@@ -370,6 +407,20 @@ impl Shared {
 
     fn now(&self) -> u64 {
         self.began.elapsed().as_nanos() as u64
+    }
+
+    /// Waits until an operation may begin that ends at `deadline`.
+    async fn wait_for_place(&self, deadline: Instant) -> Result<Place<'_>, Rejected> {
+        let _not_begun = {
+            let (mut state, max) = (self.state.lock(), self.config.max_operations);
+            if state.core.stats().operations + state.not_begun >= max {
+                return Err(Rejected::Busy { max });
+            }
+            state.not_begun += 1;
+            NotBegun { shared: self }
+        };
+        let place = self.window.enter(deadline).await;
+        place.ok_or_else(|| Rejected::Busy { max: self.window.size() })
     }
 
     /// Changes the core, and carries out what it wants done after the lock was released.

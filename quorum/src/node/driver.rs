@@ -293,6 +293,9 @@ impl Driver {
 
     fn answer(&mut self, envelope: Envelope, reply: oneshot::Sender<Bytes>) {
         let Envelope { max_answer_bytes, epoch, membership, ask } = envelope;
+        if reply.is_closed() && is_beginning(&ask) {
+            return; // Work for those that somebody waits for goes before it.
+        }
         self.next_id += 1;
         let id = self.next_id;
         let is_full = self.waiters.len() >= self.max_requests;
@@ -651,6 +654,14 @@ impl Driver {
             let _ = merging.done.send(Merged::Busy);
         }
     }
+}
+
+/// Whether a request begins an operation. Any other one finishes what others have a part of.
+fn is_beginning(ask: &Ask) -> bool {
+    let Ask::Table(request) = ask else {
+        return matches!(ask, Ask::Register { request: paxos::Request::Prepare { .. }, .. });
+    };
+    matches!(request, Request::Get { .. } | Request::Digest { .. } | Request::Write { .. })
 }
 
 enum Event {

@@ -246,6 +246,15 @@ impl Coordinator {
         self.operations.get(&call.operation).map(|operation| operation.epoch)
     }
 
+    /// Ends an operation that has waited before it began at `deadline` in ns, if that is earlier
+    /// than its own.
+    pub(crate) fn end_by(&mut self, operation: u64, deadline: u64) {
+        if let Some(running) = self.operations.get_mut(&operation) {
+            running.deadline = running.deadline.min(deadline);
+            self.retime(operation);
+        }
+    }
+
     /// Ends a read that nobody waits for any more: it is not answered. A write goes on, for a part
     /// of it may have been made; its `Done` may be discarded.
     pub fn cancel(&mut self, operation: u64) {

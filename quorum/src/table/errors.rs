@@ -94,10 +94,11 @@ impl OperationError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Rejected {
-    /// As many operations as allowed are under way. Retry later.
+    /// As many operations as allowed are under way, or the replicas do not keep up: the operation
+    /// has waited for half of its timeout behind as many as they answer in time. Retry later.
     #[error("{max} operations are under way; retry later")]
     Busy {
-        /// `TableConfig::max_operations`.
+        /// `TableConfig::max_operations`, or how many the replicas answer in time.
         max: usize,
     },
     /// The level cannot give what the table requires, or asks for more replicas than there are.
