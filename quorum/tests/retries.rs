@@ -533,7 +533,8 @@ fn an_acceptor_that_becomes_whole_is_asked_again() {
         }
     };
     assert_eq!(outcome, paxos::Outcome::Applied { version: 1 });
-    assert_eq!(asked, [(0, 1), (0, 2), (200, 2), (200, 1), (200, 2)]);
+    // The pauses double: the request is sent after 100 ms, to others alone, and after 200 more.
+    assert_eq!(asked, [(0, 1), (0, 2), (300, 2), (300, 1), (300, 2)]);
 }
 
 /// What a call to a replica comes to.
