@@ -195,7 +195,7 @@ fn a_start_from_contradictory_parts_is_refused() {
     let other = SnapshotMeta { index: 4, term: 2, members: vec![1, 2, 4].into() };
     for (hard, snapshot, first, terms) in [
         ((1, None), None, 1, &[2][..]),
-        ((1, None), Some(snapshot(4, 2)), 5, &[]),
+        ((1, None), Some(snapshot(4, MAX_TERM + 1)), 5, &[]),
         ((2, Some(4)), None, 1, &[]),
         ((0, Some(1)), None, 1, &[]),
         ((2, None), Some(other), 5, &[]),
@@ -213,6 +213,25 @@ fn a_start_from_contradictory_parts_is_refused() {
     }
     start((2, Some(3)), Some(snapshot(4, 2)), 5, &[2, 2]).unwrap();
     start((MAX_TERM, None), Some(snapshot(MAX_INDEX, MAX_TERM)), MAX_INDEX + 1, &[]).unwrap();
+}
+
+// A machine is ahead of a slow disk: its snapshot is durable, and neither the term nor the entries.
+#[test]
+fn a_snapshot_that_outran_the_disk_brings_its_term() {
+    for entries in [0, 3] {
+        let hard = HardState { term: 1, vote: Some(3) };
+        let mut restored = Restored::new(hard, Some(snapshot(4, 2)), 1);
+        (1..=entries).for_each(|index| restored.push(entry(index, 1, "x")).unwrap());
+        let mut core = Core::new(Config::new(1, [1, 2, 3]), restored, 0).unwrap();
+        let term = HardState { term: 2, vote: None };
+        assert_eq!((core.hard_state(), core.status().last), (term, 4));
+        core.step(0, Input::Tick);
+        let written = std::iter::from_fn(|| core.poll_output()).find_map(|output| match output {
+            Output::Persist(persist) => persist.hard_state,
+            _ => None,
+        });
+        assert_eq!(written, Some(term), "before an entry of the term is");
+    }
 }
 
 // At the end of its range a node neither overflows nor campaigns, and follows as before.

@@ -211,8 +211,8 @@ impl Restored {
             "the vote went to no voter, or was given in no term"
         } else if hard_state.term < log.last_term() {
             "the term is behind the log"
-        } else if covered.is_some_and(|meta| meta.term > hard_state.term || meta.term == 0) {
-            "the term is behind the snapshot's, or the snapshot has none"
+        } else if covered.is_some_and(|meta| !(1..=MAX_TERM).contains(&meta.term)) {
+            "the snapshot's term is out of range"
         } else if covered.is_some_and(|meta| meta.index == 0) || log.last() > MAX_INDEX {
             "an index is out of range"
         } else if covered.is_some_and(|meta| meta.index > MAX_INDEX) {
@@ -248,7 +248,13 @@ impl Restored {
         let (covered, term) = self.snapshot.as_ref().map_or((0, 0), |meta| (meta.index, meta.term));
         let last = self.log.as_ref().map_or(0, Log::last);
         let members = self.members(gate, covered, last);
-        let Self { hard_state, snapshot, log, first, commit, debt, .. } = self;
+        let Self { mut hard_state, snapshot, log, first, commit, debt, .. } = self;
+        // A machine may be ahead of the disk: its snapshot became durable, and the term that the
+        // node had heard of did not. It has given no vote in that term, or it would be there.
+        let is_outrun = term > hard_state.term;
+        if is_outrun {
+            hard_state = HardState { term, vote: None };
+        }
         let Some(mut log) = log else {
             return Ok(Start {
                 hard_state,
@@ -280,6 +286,9 @@ impl Restored {
             let base = snapshot.as_ref().map(|meta| meta.members.clone()).unwrap_or_default();
             let members = Members::new(covered, base);
             let commit = covered;
+            if is_outrun {
+                storage.set_hard(hard_state);
+            }
             return Ok(Start { hard_state, snapshot, log, storage, commit, debt, members });
         }
         if log.base() < covered && log.base() > 0 {
@@ -288,6 +297,9 @@ impl Restored {
             log.release(log.first() + 1);
         }
         let mut storage = Storage::new(log.last(), owed);
+        if is_outrun {
+            storage.set_hard(hard_state);
+        }
         // All behind what was left came from leaders of terms that the node had been in when it
         // lost the rest, or of later ones, so that it is settled as far as the log reaches. The
         // store has not heard of it before a crash.
