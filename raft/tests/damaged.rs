@@ -19,8 +19,8 @@ use voussoir_raft::core::Core;
 use voussoir_raft::journal::{Identity, JournalStore};
 use voussoir_raft::testing::conformance;
 use voussoir_raft::{
-    Completion, Config, Entry, EntryKind, HardState, LogStore, LogWrite, Restored, Status,
-    StoreError,
+    Completion, Config, Entry, EntryKind, HardState, LogStore, LogWrite, Restored, SnapshotMeta,
+    SnapshotName, Status, StoreError,
 };
 
 const IDENTITY: Identity = Identity { cluster: 1, node: 1, group: 5 };
@@ -240,14 +240,14 @@ async fn a_store_is_restored_again_without_being_opened() {
 #[tokio::test]
 async fn the_term_of_what_was_lost_outlives_later_terms() {
     let mut disk = written().await;
-    flip_entry(&disk.files, &entry(100, 1));
+    flip_entry(&disk.files, &entry(99, 1));
     let store = disk.open(false);
     store.restore().await.unwrap();
     let hard_state = Some(HardState { term: 7, vote: None });
     write(&store, LogWrite { hard_state, ..LogWrite::default() }).await;
-    append(&store, [entry(100, 2)]).await;
+    append(&store, [entry(99, 2)]).await;
     let restored = disk.open(false).restore().await.unwrap();
-    assert_eq!((restored.last(), restored.lost_until()), (Some(100), Some(100)));
+    assert_eq!((restored.last(), restored.lost_until()), (Some(99), Some(100)));
     let status = status(restored);
     assert_eq!((status.term, status.recovering), (7, Some(100)), "no leader has confirmed it yet");
 }
@@ -293,6 +293,44 @@ fn with_reads(
         }
     });
     (Journal::open_with(Arc::new(files), options()).unwrap(), left)
+}
+
+/// A batch is lost of which later entries had taken the place of some. The journal gives those, and
+/// takes nothing behind them before what the batch held is released.
+#[tokio::test]
+async fn what_took_the_place_of_lost_entries_is_followed_by_others() {
+    for covered in [2, 3, 4, 5] {
+        let mut disk = Disk::new();
+        let store = disk.open(true);
+        let hard_state = Some(HardState { term: 2, vote: None });
+        write(&store, LogWrite { hard_state, voters: Some(vec![1, 2, 3]), ..LogWrite::default() })
+            .await;
+        let (batch, next) = ((1..=4).map(|index| entry(index, 1)), 3..=6);
+        write(&store, LogWrite { entries: batch.collect(), ..LogWrite::default() }).await;
+        let entries = next.map(|index| entry(index, 2)).collect();
+        write(&store, LogWrite { truncate_from: Some(3), entries, ..LogWrite::default() }).await;
+        let term = if covered < 3 { 1 } else { 2 };
+        let meta = SnapshotMeta { index: covered, term, members: vec![1, 2, 3].into() };
+        let name = SnapshotName { meta, identity: 7 };
+        let mut writer = store.stage(&name).await.unwrap();
+        writer.append("state".into()).await.unwrap();
+        writer.finish().await.unwrap();
+        write(&store, LogWrite { snapshot: Some(name), ..LogWrite::default() }).await;
+        drop(store);
+        disk.close();
+        flip_entry(&disk.files, &entry(1, 1));
+        let store = disk.open(false);
+        let log = disk.journal().log("raft.log", 5).unwrap();
+        let Health::Lost { until, .. } = log.health() else { panic!("{:?}", log.health()) };
+        let restored = store.restore().await.unwrap();
+        let (last, lost) = (restored.last().unwrap(), restored.lost_until());
+        assert_eq!(lost, (covered + 1 < until).then_some(6), "covered up to {covered}");
+        assert_eq!(last, if lost.is_some() { covered } else { 6 });
+        append(&store, [entry(last + 1, 2)]).await;
+        drop(store);
+        let last = disk.open(false).restore().await.unwrap().last();
+        assert_eq!(last, Some(last.unwrap()), "it starts again");
+    }
 }
 
 /// A device that fails to read says nothing about what it holds: it fails at each read of a start,

@@ -300,14 +300,13 @@ impl Restored {
         if is_outrun {
             storage.set_hard(hard_state);
         }
-        // All behind what was left came from leaders of terms that the node had been in when it
-        // lost the rest, or of later ones, so that it is settled as far as the log reaches. The
-        // store has not heard of it before a crash.
-        let has_back = |debt: &Debt| log.last() >= debt.until || log.last_term() > debt.term;
-        if debt.as_ref().is_some_and(has_back) {
+        // All behind what was left came from leaders of the term that the node had been in when it
+        // lost the rest, or of later ones. The store had not heard that it is all there again.
+        let is_back = |debt: &Debt| log.last() >= debt.until;
+        if debt.as_ref().is_some_and(is_back) {
             storage.repaired();
         }
-        let debt = debt.filter(|debt| !has_back(debt));
+        let debt = debt.filter(|debt| !is_back(debt));
         let commit = commit.min(log.last()).max(covered);
         Ok(Start { hard_state, snapshot, log, storage, commit, debt, members })
     }

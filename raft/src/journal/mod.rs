@@ -396,16 +396,25 @@ fn load(
     begin: impl Fn(u64) -> Restored,
 ) -> Result<Result<(Restored, Range<u64>), &'static str>, StoreError> {
     let Range { start, end } = log.bounds();
+    // What the journal counts as lost it may give all the same, where later records took the place
+    // of lost ones. It takes nothing behind that before it has been released.
+    let lost = match log.health() {
+        Health::Lost { from, until } => from..until,
+        _ => end..end,
+    };
     let (mut first, mut next) = (start, start);
     let mut restored = begin(first);
     while next < end {
-        let read = log.read_range(next..end, RESTORE_BYTES);
-        if read.is_err() && next <= covered {
+        let is_lost = lost.contains(&next);
+        let upto = if next < lost.start { lost.start } else { end };
+        let read = (!is_lost).then(|| log.read_range(next..upto, RESTORE_BYTES));
+        if !matches!(read, Some(Ok(_))) && next <= covered {
             next += 1;
             first = next;
             restored = begin(first);
             continue;
         }
+        let Some(read) = read else { break };
         let Some(records) = intact(read)? else { break };
         for record in records {
             let entry = codec::decode_entry(record).ok().filter(|entry| entry.index == next);
