@@ -261,7 +261,9 @@ mod tests {
             let view = View { table: &table, staged: &staged };
             let (part, is_whole) = view.forget_partitions(&(4..7), 40, has_members);
             assert!(is_whole || !part.is_empty());
-            part.into_iter().for_each(|change| staged.push(change));
+            for change in part {
+                staged.push(change);
+            }
             rounds += 1;
             if is_whole {
                 break;
