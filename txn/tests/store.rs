@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use voussoir_journal::{Commit, Config, Error, Journal, MemoryFiles};
-use voussoir_txn::Bytes;
 use voussoir_txn::store::{JournalStore, MemoryStore, Record, RecordKind, SagaStore};
+use voussoir_txn::{Bytes, Saga, Sagas, Step, StepError};
 
 fn journal(files: &Arc<MemoryFiles>) -> Journal {
     let mut config = Config::default();
@@ -100,6 +100,31 @@ async fn a_namespace_has_one_owner() {
     drop(other);
     let second = JournalStore::new(&journal, "sagas").expect("it is free");
     assert_eq!(second.open().await.expect("it opens").records.len(), 1);
+}
+
+/// A process may hand a namespace over to itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn drained_sagas_let_go_of_their_store() {
+    let files = Arc::new(MemoryFiles::new());
+    let journal = journal(&files);
+    let saga = Saga::<u64>::define("one", 1);
+    let act = |_, input: u64, ()| async move { Ok::<u64, StepError>(input) };
+    let (saga, _) = saga.pivot(Step::new("pivot", (), act));
+    let saga = saga.build().expect("a definition");
+    let mut config = voussoir_txn::Config::default();
+    // So that each saga forgets an older one behind its end.
+    config.max_ended = 1;
+    for round in 0..200 {
+        let store = JournalStore::new(&journal, "sagas").expect("it was let go");
+        let builder = Sagas::builder().register(&saga).config(config.clone());
+        let sagas = builder.open(store).await.expect("sagas open");
+        for number in 0..3 {
+            let id = format!("{round}-{number}");
+            let handle = sagas.start(&saga, &id, &number).await.expect("it starts");
+            assert!(handle.end().await.expect("it ends").is_completed());
+        }
+        sagas.drain().await;
+    }
 }
 
 /// The runtime ends while an append is under way: its records are there at the next opening, or

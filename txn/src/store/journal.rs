@@ -152,10 +152,10 @@ impl JournalStore {
     fn next_epoch(&self, has_records: bool) -> Result<u64, StoreError> {
         let Range { start, end } = self.epochs.bounds();
         if start == end {
-            return match has_records {
-                true => Err(self.is_foreign("it has records and no epoch")),
-                false => Ok(1),
-            };
+            if has_records {
+                return Err(self.is_foreign("it has records and no epoch"));
+            }
+            return Ok(1);
         }
         let last = self.epochs.read(end - 1).map_err(StoreError::new)?;
         let last = last[..].try_into().map_err(|_| self.is_foreign("its last epoch is none"))?;
