@@ -135,14 +135,12 @@ fn an_append_that_was_dropped_is_ahead_of_the_next_epoch() {
     let journal = journal(&files);
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(async {
-        let mut appended = 0;
-        for _ in 0..50 {
+        for appended in 0..50 {
             let store = JournalStore::new(&journal, "sagas").expect("two logs");
             let opened = store.open().await.expect("it opens");
             assert_eq!(opened.records.len(), appended, "records came late");
             let mut append = store.append(vec![record("a", RecordKind::More, "1")]);
             let polled = std::future::poll_fn(|cx| Poll::Ready(append.as_mut().poll(cx))).await;
-            appended += 1;
             drop((polled, append));
         }
     });

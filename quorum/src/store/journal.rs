@@ -110,9 +110,9 @@ pub enum OpenError {
 /// reads the whole log once. A journal's damage that may have hit the records is no error of
 /// `open`: the store then answers [`StoreError::Damaged`] until it is cleared.
 ///
-/// Clones are the same store, and serve one node at a time. A second store of the same id is refused
-/// until the first and its clones are dropped: it would write between the lines of the first. The
-/// namespace `quorum.data` of the journal is theirs: give it to nothing else.
+/// Clones are the same store, and serve one node at a time. A second store of the same id is
+/// refused until the first and its clones are dropped: it would write between the lines of the
+/// first. The namespace `quorum.data` of the journal is theirs: give it to nothing else.
 #[derive(Clone, Debug)]
 pub struct JournalStore {
     inner: Arc<Inner>,

@@ -78,8 +78,8 @@ pub trait ReplicaStore: Send + Sync + 'static {
     }
 
     /// Called by a node before anything else. It drops the answer when its task has ended, and
-    /// calls nothing but `get` and `scan` afterwards. By default every node is served: then it is up
-    /// to the caller that there is one. A store that wraps another asks it.
+    /// calls nothing but `get` and `scan` afterwards. By default every node is served: then it is
+    /// up to the caller that there is one. A store that wraps another asks it.
     ///
     /// # Errors
     /// [`StoreError::InUse`]: another node has the store.
