@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use voussoir_journal::{Error, Journal, MemoryFiles};
+use voussoir_queue::work::WorkConfig;
 use voussoir_queue::{ProducerConfig, Queue, QueueConfig, Record, TopicConfig};
 use voussoir_txn::idempotency::StoreKeys;
 use voussoir_txn::store::JournalStore;
@@ -28,7 +29,7 @@ async fn open(journal: &Journal, namespace: &str) -> Result<Sagas, String> {
 
 /// All logs of the journal, as they are.
 fn logs(journal: &Journal) -> String {
-    journal.logs().iter().map(|log| format!("{log:?}\n")).collect()
+    format!("{:#?}", journal.logs())
 }
 
 async fn fill(queue: &Queue) {
@@ -37,7 +38,7 @@ async fn fill(queue: &Queue) {
     for _ in 0..10 {
         producer.send(&topic, Record::new("x")).await.expect("it is sent");
     }
-    let work = queue.work_queue("orders", 0, "g", Default::default()).expect("a work queue");
+    let work = queue.work_queue("orders", 0, "g", WorkConfig::default()).expect("a work queue");
     let taken = work.receive(1, std::time::Duration::from_secs(1)).await.expect("records");
     for delivery in &taken {
         work.ack(&delivery.receipt).await.expect("it is settled");
@@ -84,7 +85,7 @@ async fn sagas_leave_the_namespace_of_a_queue_as_it_is() {
     let queue = Queue::open(&journal, "shop", QueueConfig::default()).expect("it is whole");
     let topic = queue.topic("orders").expect("its topic");
     assert_eq!(topic.partition(0).expect("its partition").offsets(), 0..10);
-    queue.work_queue("orders", 0, "g", Default::default()).expect("its work queue is whole");
+    queue.work_queue("orders", 0, "g", WorkConfig::default()).expect("its work queue is whole");
 }
 
 #[tokio::test]
