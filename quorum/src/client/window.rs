@@ -30,7 +30,7 @@ struct Size {
 /// The place of an operation, given back when it is dropped.
 pub(crate) struct Place<'a> {
     window: &'a Window,
-    place: Option<SemaphorePermit<'a>>,
+    permit: Option<SemaphorePermit<'a>>,
     began: Instant,
 }
 
@@ -49,7 +49,7 @@ impl Window {
 
     /// A place, if there is one now.
     pub(crate) fn try_enter(&self) -> Option<Place<'_>> {
-        self.places.try_acquire().ok().map(|place| self.place(place))
+        self.places.try_acquire().ok().map(|permit| self.place(permit))
     }
 
     /// Waits for a place behind those that wait already. None: an operation that ends at `deadline`
@@ -59,8 +59,8 @@ impl Window {
         Some(self.place(entered.ok()?.ok()?))
     }
 
-    fn place<'a>(&'a self, place: SemaphorePermit<'a>) -> Place<'a> {
-        Place { window: self, place: Some(place), began: Instant::now() }
+    fn place<'a>(&'a self, permit: SemaphorePermit<'a>) -> Place<'a> {
+        Place { window: self, permit: Some(permit), began: Instant::now() }
     }
 
     /// How many operations are begun at once now.
@@ -108,10 +108,10 @@ impl Place<'_> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         let mut size = self.window.size.lock();
-        let Some(place) = self.place.take() else { return };
+        let Some(permit) = self.permit.take() else { return };
         if size.places > size.target {
             size.places -= 1;
-            place.forget();
+            permit.forget();
             return;
         }
         self.window.places.add_permits(size.target - size.places);
@@ -128,7 +128,9 @@ mod tests {
     async fn end_all(window: &Window, count: usize, after_ms: u64, is_ok: bool) {
         let places: Vec<_> = (0..count).map(|_| window.try_enter().unwrap()).collect();
         tokio::time::sleep(Duration::from_millis(after_ms)).await;
-        places.into_iter().for_each(|place| place.ended(is_ok));
+        for place in places {
+            place.ended(is_ok);
+        }
     }
 
     #[tokio::test(start_paused = true)]
