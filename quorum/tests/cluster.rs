@@ -155,8 +155,8 @@ async fn what_no_node_takes_is_refused_before_anything_is_sent() {
             assert_eq!(error, RegisterError::TooLong { key_bytes, value_bytes });
             assert!(!error.is_retryable());
         }
-        let seen = |actors: u64| {
-            VersionVector::from_iter((0..actors).map(|id| Dot::new(Actor::new(50 + id, 1), 1)))
+        let seen = |actors: u64| -> VersionVector {
+            (0..actors).map(|id| Dot::new(Actor::new(50 + id, 1), 1)).collect()
         };
         let error = table.delete("k", &seen(1_025)).await.unwrap_err();
         assert_eq!(error, TableError::ContextTooLong { actors: 1_025 });

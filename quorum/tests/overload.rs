@@ -148,7 +148,8 @@ async fn a_burst_on_a_table_costs_no_more_than_a_queue() {
     }
 }
 
-/// The same of registers that were never written. Each put is two requests to each node, and none is sent twice.
+/// The same of registers that were never written. Each put is two requests to each node, and none
+/// is sent twice.
 #[tokio::test(start_paused = true)]
 async fn a_burst_on_registers_costs_no_more_than_a_queue() {
     for capacity in [150, 400, 2_000] {

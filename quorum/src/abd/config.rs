@@ -12,8 +12,8 @@ pub struct AbdConfig {
     pub replicas: Vec<u64>,
     /// How long an operation takes at most. From 1 ms to 1 hour. Default 1 s.
     pub timeout: Duration,
-    /// A request is sent again to replicas that have not answered for so long, and for twice as long
-    /// each further time, up to 16 times. From 1 ms to 1 hour. Default 100 ms.
+    /// A request is sent again to replicas that have not answered for so long, and for twice as
+    /// long each further time, up to 16 times. From 1 ms to 1 hour. Default 100 ms.
     pub resend_after: Duration,
     /// Operations under way. One beyond is rejected. From 1 to 1,000,000. Default 10,000.
     pub max_operations: usize,

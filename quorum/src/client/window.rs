@@ -5,13 +5,13 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Duration, Instant, timeout_at};
 
 /// The places of operations that have begun and are not answered. Replicas that are sent more than
-/// they answer in time answer everything late: the operations of a burst would all have passed their
-/// first phase when their time is over, and none its second. So the others wait, and what has begun
-/// goes before them; one that has waited for half of its timeout is not begun.
+/// they answer in time answer everything late: the operations of a burst would all have passed
+/// their first phase when their time is over, and none its second. So the others wait, and what has
+/// begun goes before them; one that has waited for half of its timeout is not begun.
 ///
 /// The number of places follows the time that the answers take (additive increase, multiplicative
-/// decrease): while all are taken, each answer within a quarter of the timeout adds one, and a later
-/// one halves them, once for all that began before.
+/// decrease): while all are taken, each answer within a quarter of the timeout adds one, and a
+/// later one halves them, once for all that began before.
 pub(crate) struct Window {
     places: Semaphore,
     timeout: Duration,

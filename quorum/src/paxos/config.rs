@@ -12,9 +12,9 @@ pub struct ProposerConfig {
     /// who the acceptors are before their first change: any list does that names one that knows,
     /// and no majority is ever one of this list alone.
     pub acceptors: Vec<u64>,
-    /// A request is sent again to acceptors that have not answered for so long, and for twice as long
-    /// each further time, up to 16 times. [`Registers`](crate::Registers) do so where the call has
-    /// failed: one that is under way is given half of their `timeout`. From 1 ms to 1 minute.
+    /// A request is sent again to acceptors that have not answered for so long, and for twice as
+    /// long each further time, up to 16 times. [`Registers`](crate::Registers) do so where the call
+    /// has failed: one that is under way is given half of their `timeout`. From 1 ms to 1 minute.
     /// Default 100 ms.
     pub resend_after: Duration,
     /// After a rejection the proposer waits for a random time up to this before its next attempt,
