@@ -223,7 +223,7 @@ fn a_snapshot_that_outran_the_disk_brings_its_term() {
         let mut restored = Restored::new(hard, Some(snapshot(4, 2)), 1);
         (1..=entries).for_each(|index| restored.push(entry(index, 1, "x")).unwrap());
         let mut core = Core::new(Config::new(1, [1, 2, 3]), restored, 0).unwrap();
-        let term = HardState { term: 2, vote: None };
+        let term = HardState { term: 2, vote: Some(1) };
         assert_eq!((core.hard_state(), core.status().last), (term, 4));
         core.step(0, Input::Tick);
         let written = std::iter::from_fn(|| core.poll_output()).find_map(|output| match output {

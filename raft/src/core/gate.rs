@@ -157,6 +157,11 @@ impl Gate {
         self.dynamic || began == self.voters
     }
 
+    /// The node's own vote, if it may have one.
+    pub(super) fn own_vote(&self) -> Option<u64> {
+        Some(self.id).filter(|id| self.may_be_voter(*id))
+    }
+
     /// Whether the membership may change.
     pub(super) fn is_dynamic(&self) -> bool {
         self.dynamic

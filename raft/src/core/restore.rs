@@ -250,10 +250,11 @@ impl Restored {
         let members = self.members(gate, covered, last);
         let Self { mut hard_state, snapshot, log, first, commit, debt, .. } = self;
         // A machine may be ahead of the disk: its snapshot became durable, and the term that the
-        // node had heard of did not. It has given no vote in that term, or it would be there.
+        // node had heard of did not. Whatever else may have been lost there, it gives no vote in
+        // that term: its vote is its own, and it does not campaign in it.
         let is_outrun = term > hard_state.term;
         if is_outrun {
-            hard_state = HardState { term, vote: None };
+            hard_state = HardState { term, vote: gate.own_vote() };
         }
         let Some(mut log) = log else {
             return Ok(Start {
