@@ -66,7 +66,9 @@ async fn a_write_that_fails_is_not_acknowledged() {
     let followers = (1..=3).filter(|id| *id != leader);
     let followers: Vec<_> =
         followers.map(|id| (hosts.raft(id, 1).unwrap(), hosts.disk(id, 1))).collect();
-    followers.iter().for_each(|(_, disk)| disk.stall());
+    for (_, disk) in &followers {
+        disk.stall();
+    }
     let raft = hosts.raft(leader, 1).unwrap();
     let (answer, ()) = tokio::join!(
         tokio::time::timeout(Duration::from_secs(3), raft.propose("x".into())),
