@@ -205,7 +205,10 @@ async fn delivery_counts(lab: Lab) -> Verdict {
     let is_refused = provides(&lab, Need::DeliveryCounts)?.is_some();
     let (topic, producer) = lab.topic("t", 1).await?;
     send(&producer, &topic, 0..1, |_| "k".to_owned()).await?;
-    let mut consumer = lab.member("g", &topic).await?;
+    let mut subscription = lab.subscription("g", &topic);
+    // Nothing may come again because it took long.
+    subscription.processing_timeout = Duration::from_secs(60);
+    let mut consumer = lab.open(&subscription).await?;
     for wanted in 1..4 {
         let read = read(&mut consumer, 1).await?;
         let found = read.first().and_then(|read| read.deliveries);
