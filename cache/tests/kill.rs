@@ -1,9 +1,9 @@
 //! A process with write-behind in front of a real PostgreSQL, killed with `kill -9` under load,
 //! again and again, and a table that goes away for a while.
 //!
-//! `VOUSSOIR_KILLS` sets how often it is killed at least (default 3, and on until each situation was
-//! there), `VOUSSOIR_SINK_DOWN_SECONDS` for how long the table is away (default 2). The child is this
-//! program with `VOUSSOIR_KILL_CHILD` set to the folder of its journal.
+//! `VOUSSOIR_KILLS` sets how often it is killed at least (default 3, and on until each situation
+//! was there), `VOUSSOIR_SINK_DOWN_SECONDS` for how long the table is away (default 2). The child
+//! is this program with `VOUSSOIR_KILL_CHILD` set to the folder of its journal.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read};
