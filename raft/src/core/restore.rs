@@ -267,6 +267,13 @@ impl Restored {
                 members,
             });
         };
+        let begin = |last| {
+            let mut storage = Storage::new(last, owed);
+            if is_outrun {
+                storage.set_hard(hard_state);
+            }
+            storage
+        };
         if log.base() > covered {
             return Err(RestoredError {
                 problem: "entries between the snapshot and the log are gone",
@@ -280,16 +287,13 @@ impl Restored {
             log.last() >= covered && log.term_at(covered) == Some(term)
         };
         if !agrees {
-            let mut storage = Storage::new(covered, owed);
+            let mut storage = begin(covered);
             storage.truncated_on_disk(first);
             storage.release(covered + 1);
             let log = Log::new(covered, term);
             let base = snapshot.as_ref().map(|meta| meta.members.clone()).unwrap_or_default();
             let members = Members::new(covered, base);
             let commit = covered;
-            if is_outrun {
-                storage.set_hard(hard_state);
-            }
             return Ok(Start { hard_state, snapshot, log, storage, commit, debt, members });
         }
         if log.base() < covered && log.base() > 0 {
@@ -297,17 +301,16 @@ impl Restored {
             // the log may as well start after it.
             log.release(log.first() + 1);
         }
-        let mut storage = Storage::new(log.last(), owed);
-        if is_outrun {
-            storage.set_hard(hard_state);
-        }
+        let mut storage = begin(log.last());
         // All behind what was left came from leaders of the term that the node had been in when it
         // lost the rest, or of later ones. The store had not heard that it is all there again.
-        let is_back = |debt: &Debt| log.last() >= debt.until;
-        if debt.as_ref().is_some_and(is_back) {
-            storage.repaired();
-        }
-        let debt = debt.filter(|debt| !is_back(debt));
+        let debt = match debt {
+            Some(debt) if log.last() >= debt.until => {
+                storage.repaired();
+                None
+            }
+            debt => debt,
+        };
         let commit = commit.min(log.last()).max(covered);
         Ok(Start { hard_state, snapshot, log, storage, commit, debt, members })
     }

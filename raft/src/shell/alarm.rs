@@ -38,22 +38,13 @@ impl<'a> Alarm<'a> {
 mod tests {
     use std::pin::pin;
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::task::Wake;
+    use std::sync::atomic::Ordering;
     use std::time::Duration;
 
     use tokio::time::{advance, sleep_until};
 
+    use super::super::mailbox::tests::Count;
     use super::*;
-
-    #[derive(Default)]
-    struct Count(AtomicUsize);
-
-    impl Wake for Count {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::SeqCst);
-        }
-    }
 
     #[tokio::test(start_paused = true)]
     async fn an_alarm_that_is_set_wakes_the_task_that_asked_last() {

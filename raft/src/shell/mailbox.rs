@@ -151,7 +151,7 @@ impl<T, P: Default> Mailbox<T, P> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::future::poll_fn;
     use std::sync::Arc;
     use std::sync::atomic::{AtomicUsize, Ordering};
@@ -159,8 +159,9 @@ mod tests {
 
     use super::*;
 
+    /// Counts how often it wakes.
     #[derive(Default)]
-    struct Count(AtomicUsize);
+    pub(in crate::shell) struct Count(pub(in crate::shell) AtomicUsize);
 
     impl Wake for Count {
         fn wake(self: Arc<Self>) {
