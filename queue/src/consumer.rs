@@ -204,7 +204,7 @@ impl Consumer {
                 return Ok(self.polled(Vec::new()));
             }
             self.follow_topics();
-            let is_ready = is_ready && self.store_beginnings().await?;
+            let mut is_ready = is_ready && self.store_beginnings().await?;
             let records = if is_ready { self.take_records()? } else { Vec::new() };
             if records.is_empty()
                 && let Some(error) = self.failure.take()
@@ -212,14 +212,22 @@ impl Consumer {
                 return Err(error);
             }
             if !records.is_empty() {
-                if self.config.guarantee == Guarantee::AtMostOnce
-                    && let Err(error) = self.commit_positions().await
-                {
-                    // They were not handed out, and will be read again.
-                    self.take_back(records);
-                    return Err(error.into());
+                if self.config.guarantee != Guarantee::AtMostOnce {
+                    return Ok(self.polled(records));
                 }
-                return Ok(self.polled(records));
+                match self.commit_positions().await {
+                    Ok(()) => return Ok(self.polled(records)),
+                    // Nobody was given them: whoever has their partitions in the generation that
+                    // has begun reads them again.
+                    Err(CommitError::StaleGeneration { .. }) => {
+                        self.take_back(records);
+                        is_ready = false;
+                    }
+                    Err(error) => {
+                        self.take_back(records);
+                        return Err(error.into());
+                    }
+                }
             }
             let is_over = deadline.is_some_and(|deadline| deadline <= Instant::now());
             if is_over || self.has_news() {

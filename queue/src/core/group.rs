@@ -178,8 +178,10 @@ impl Coordinator {
             }
             Input::Persisted { ticket, generation } => self.persisted(now, ticket, generation),
             Input::Topics { topics } => {
-                if topics != self.topics {
-                    self.topics = topics;
+                let old = std::mem::replace(&mut self.topics, topics);
+                let mut used = self.members.values().flat_map(|member| &member.topics);
+                // Those that no member reads may change as they like.
+                if used.any(|topic| old.get(topic) != self.topics.get(topic)) {
                     self.unsettle(now);
                 }
             }

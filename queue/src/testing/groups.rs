@@ -3,10 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
-    Check, Lab, PATIENCE, Verdict, ensure, is_quiet, number, numbers, read, read_some, said, send,
+    Check, Lab, PATIENCE, QUIET, Verdict, ensure, is_quiet, number, numbers, read, read_some, said,
+    send,
 };
 use crate::backend::Delivery;
 use crate::config::Start;
@@ -18,6 +21,7 @@ pub(super) const CHECKS: &[(&str, Check)] = &[
     ("groups_are_independent", |lab| Box::pin(groups_are_independent(lab))),
     ("members_share", |lab| Box::pin(members_share(lab))),
     ("at_most_once", |lab| Box::pin(at_most_once(lab))),
+    ("at_most_once_while_members_come", |lab| Box::pin(at_most_once_while_members_come(lab))),
     ("a_dropped_poll_loses_nothing", |lab| Box::pin(a_dropped_poll_loses_nothing(lab))),
     ("a_new_group_may_begin_at_the_end", |lab| Box::pin(a_new_group_may_begin_at_the_end(lab))),
     ("a_group_begins_once", |lab| Box::pin(a_group_begins_once(lab))),
@@ -165,6 +169,68 @@ async fn at_most_once(lab: Lab) -> Verdict {
     said("commit", second.commit().await)?;
     said("rewind", second.rewind().await)?;
     is_quiet(&mut second).await
+}
+
+/// Members that come, and one that leaves, make no poll of another fail, and no record comes twice
+/// or never.
+async fn at_most_once_while_members_come(lab: Lab) -> Verdict {
+    const RECORDS: usize = 400;
+    const MEMBERS: usize = 4;
+    let (topic, producer) = lab.topic("t", 6).await?;
+    let mut subscription = lab.subscription("g", &topic).delivery(Delivery::AtMostOnce);
+    subscription.max_poll_records = 3;
+    // Nobody may be removed because it took long.
+    subscription.processing_timeout = Duration::from_secs(60);
+    let (came, mut coming) = mpsc::unbounded_channel();
+    let mut members = JoinSet::new();
+    let mut sent = 0;
+    for at in 0..MEMBERS {
+        let mut member = lab.open(&subscription).await?;
+        let came = came.clone();
+        // The second one leaves half way.
+        let most = if at == 1 { RECORDS / 10 } else { usize::MAX };
+        members.spawn(async move {
+            let mut count = 0;
+            // Ends: with the channel, or as the one that leaves.
+            while count < most {
+                for read in said("poll", member.poll(Duration::from_millis(50)).await)? {
+                    count += 1;
+                    if came.send(number(&read)).is_err() {
+                        return Ok(());
+                    }
+                }
+                if came.is_closed() {
+                    return Ok(());
+                }
+            }
+            said("close", member.close().await)
+        });
+        for _ in 0..RECORDS / MEMBERS {
+            send(&producer, &topic, sent..sent + 1, no_key).await?;
+            sent += 1;
+        }
+    }
+    drop(came);
+    let (mut numbers, until) = (Vec::new(), Instant::now() + PATIENCE);
+    while numbers.len() < RECORDS {
+        match timeout_at(until, coming.recv()).await {
+            Ok(Some(number)) => numbers.push(number),
+            Ok(None) | Err(_) => break,
+        }
+    }
+    // For what should not come.
+    tokio::time::sleep(QUIET).await;
+    coming.close();
+    while let Some(number) = coming.recv().await {
+        numbers.push(number);
+    }
+    while let Some(ended) = members.join_next().await {
+        ended.map_err(|error| error.to_string())??;
+    }
+    numbers.sort_unstable();
+    ensure(numbers == (0..RECORDS).collect::<Vec<_>>(), || {
+        format!("{} of {RECORDS} records came: {numbers:?}", numbers.len())
+    })
 }
 
 /// Polls that are dropped at any time lose nothing and double nothing.

@@ -54,7 +54,7 @@ pub(super) struct ReplicatedConsumer {
     next_beat: Instant,
     /// Until then its coordinator gives nobody else what it reads.
     reads_until: Option<Instant>,
-    /// Partitions of records that were returned since the last commit.
+    /// Partitions of records that were taken since the last commit, to be returned or returned.
     polled: BTreeSet<Place>,
     /// Partitions that the next poll gives up: what they gave may be committed before.
     going: BTreeSet<Place>,
@@ -307,7 +307,7 @@ impl ReplicatedConsumer {
             // Where retention was faster, the group goes on with the first record that is left.
             match cursor.take(room, FETCH_BYTES, Start::Earliest, place) {
                 Ok(taken) => {
-                    if !taken.is_empty() && self.subscription.delivery != Delivery::AtMostOnce {
+                    if !taken.is_empty() {
                         self.polled.insert(place.clone());
                     }
                     records.extend(taken.into_iter().map(|record| {
@@ -520,17 +520,26 @@ impl Consumer for ReplicatedConsumer {
                 self.ask();
             }
             self.forget_deleted();
-            let may_read = self.may_read();
+            let mut may_read = self.may_read();
             let records = if may_read { self.take_records()? } else { Vec::new() };
             if !records.is_empty() {
-                if self.subscription.delivery == Delivery::AtMostOnce
-                    && let Err(error) = self.store().await
-                {
-                    // They were not handed out, and will be read again.
-                    self.take_back(records);
-                    return Err(error);
+                if self.subscription.delivery != Delivery::AtMostOnce {
+                    return Ok(records);
                 }
-                return Ok(records);
+                let stored = self.store().await;
+                self.forget();
+                match stored {
+                    Ok(()) => return Ok(records),
+                    // Nobody was given them: whoever has their partitions by now reads them again.
+                    Err(BackendError::Lost { .. }) => {
+                        self.take_back(records);
+                        may_read = false;
+                    }
+                    Err(error) => {
+                        self.take_back(records);
+                        return Err(error);
+                    }
+                }
             }
             if is_over {
                 return match trouble {
@@ -560,7 +569,7 @@ impl Consumer for ReplicatedConsumer {
     }
 
     async fn commit(&mut self) -> Result<(), BackendError> {
-        if self.polled.is_empty() || self.subscription.delivery == Delivery::AtMostOnce {
+        if self.polled.is_empty() {
             return Ok(());
         }
         let result = self.store().await;

@@ -400,3 +400,27 @@ fn no_partition_has_two_owners_and_no_record_is_skipped() {
     }
     situations.assert_all_reached();
 }
+
+#[test]
+fn only_topics_that_members_read_unsettle_a_group() {
+    let times = Times { session: SESSION, rebalance: REBALANCE };
+    let mut topics = BTreeMap::from([(topic(0), 2)]);
+    let mut group = Coordinator::new(Assignor::Range, times, 8, topics.clone());
+    let join = Input::Join {
+        member: None,
+        instance: None,
+        topics: BTreeSet::from([topic(0)]),
+        owned: BTreeSet::new(),
+    };
+    let member = group.step(0, join).expect("it joins").expect("its number");
+    group.step(0, Input::Persisted { ticket: 1, generation: Some(1) }).expect("it is durable");
+    let is_stable =
+        |group: &Coordinator| matches!(group.standing(member), Ok(Standing::Stable { .. }));
+    assert!(is_stable(&group));
+    topics.insert(topic(1), 3);
+    group.step(0, Input::Topics { topics: topics.clone() }).expect("another topic");
+    assert!(is_stable(&group), "a topic that nobody reads");
+    topics.insert(topic(0), 3);
+    group.step(0, Input::Topics { topics: topics.clone() }).expect("more partitions");
+    assert!(!is_stable(&group), "a partition that nobody would read");
+}
