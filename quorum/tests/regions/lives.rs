@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::task::JoinHandle;
 use tokio::time::sleep;
 use voussoir_quorum::region::{PeerState, RegionCollectError};
 use voussoir_quorum::*;
@@ -57,6 +58,9 @@ static SITUATIONS: [&str; 36] = [
 
 const STEPS: u64 = 60;
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Within it a replica finds what the others have accepted of a change, if any: it looks every 64
+/// rounds of its maintenance, which are 6.4 s here.
+const UNHEARD: Duration = Duration::from_secs(12);
 
 pub(super) struct Life {
     pub(super) world: Arc<World>,
@@ -74,7 +78,7 @@ pub(super) struct Life {
     pub(super) down: Vec<u64>,
     /// Nodes that were replicas.
     pub(super) former: BTreeSet<u64>,
-    pub(super) operators: Vec<tokio::task::JoinHandle<()>>,
+    pub(super) operators: Vec<JoinHandle<()>>,
 }
 
 impl Life {
@@ -296,13 +300,19 @@ impl Life {
             self.change_map().await;
         }
         let ends = Instant::now() + PATIENCE;
+        let mut settled_since = None;
         // Ends: by the deadline.
         loop {
             self.look();
             self.restart().await;
             self.replace_dead().await;
-            let is_settled = REGIONS.into_iter().all(|region| self.is_settled(region));
-            if is_settled && self.dead().is_none() {
+            let are_settled = REGIONS.into_iter().all(|region| self.is_settled(region));
+            // An operator who is still at work may begin another change.
+            let are_done = self.operators.iter().all(JoinHandle::is_finished);
+            settled_since = (are_settled && are_done && self.dead().is_none())
+                .then(|| settled_since.unwrap_or_else(Instant::now));
+            // A change of which its operator has not heard may be decided by any replica.
+            if settled_since.is_some_and(|since: Instant| since.elapsed() > UNHEARD) {
                 break;
             }
             assert!(Instant::now() < ends, "not settled: {}", self.describe());
@@ -404,7 +414,7 @@ async fn live(seed: u64, counts: Arc<Situations>) -> u64 {
             client.await.unwrap();
         }
         let (done, running): (Vec<_>, Vec<_>) =
-            life.operators.drain(..).partition(tokio::task::JoinHandle::is_finished);
+            life.operators.drain(..).partition(JoinHandle::is_finished);
         life.operators = running;
         for operator in done {
             operator.await.unwrap();
