@@ -10,8 +10,10 @@ use tokio::time::{Duration, Instant, timeout_at};
 /// begun goes before them; one that has waited for half of its timeout is not begun.
 ///
 /// The number of places follows the time that the answers take (additive increase, multiplicative
-/// decrease): while all are taken, each answer within a quarter of the timeout adds one, and a
-/// later one halves them, once for all that began before.
+/// decrease): while all are taken, each answer in time adds one, and a later one halves them, once
+/// for all that began before. In time is within a quarter of the timeout, or, where the replicas
+/// are that far away, within half as much again as the quickest answer of late took, and in any
+/// case within half of the timeout.
 pub(crate) struct Window {
     places: Semaphore,
     timeout: Duration,
@@ -25,6 +27,38 @@ struct Size {
     /// How many there are: a place that is taken goes when it is given back.
     places: usize,
     halved: Instant,
+    quickest: Quickest,
+}
+
+/// The shortest time that an answer has taken of late: nothing waits at a replica so long. Halving
+/// the places halves what does wait, so that half as much again as the quickest stays below the
+/// time at which they are halved: what is in time does not creep upwards under load.
+struct Quickest {
+    now: Duration,
+    before: Duration,
+    since: Instant,
+}
+
+impl Quickest {
+    /// How many timeouts it looks back, at least.
+    const PERIOD: u32 = 8;
+
+    fn new() -> Self {
+        Self { now: Duration::MAX, before: Duration::MAX, since: Instant::now() }
+    }
+
+    fn note(&mut self, took: Duration, timeout: Duration) {
+        if self.since.elapsed() >= Self::PERIOD * timeout {
+            *self = Self { before: self.now, ..Self::new() };
+        }
+        self.now = self.now.min(took);
+    }
+
+    /// The longest time that is in time.
+    fn limit(&self, timeout: Duration) -> Duration {
+        let usual = self.now.min(self.before);
+        (usual.saturating_mul(3) / 2).clamp(timeout / 4, timeout / 2)
+    }
 }
 
 /// The place of an operation, given back when it is dropped.
@@ -43,7 +77,8 @@ impl Window {
     /// At most `max` places, which is 1 or more.
     pub(crate) fn new(timeout: Duration, max: usize) -> Self {
         let first = Self::FIRST.min(max);
-        let size = Size { target: first, places: first, halved: Instant::now() };
+        let quickest = Quickest::new();
+        let size = Size { target: first, places: first, halved: Instant::now(), quickest };
         Self { places: Semaphore::new(first), timeout, max, size: Mutex::new(size) }
     }
 
@@ -72,9 +107,12 @@ impl Window {
 impl Place<'_> {
     /// The operation has ended. An error that came at once says nothing of how busy replicas are.
     pub(crate) fn ended(self, is_ok: bool) {
-        let took = self.began.elapsed();
+        let (took, timeout) = (self.began.elapsed(), self.window.timeout);
         let mut size = self.window.size.lock();
-        if took > self.window.timeout / 4 {
+        if is_ok {
+            size.quickest.note(took, timeout);
+        }
+        if took > size.quickest.limit(timeout) {
             if self.began >= size.halved {
                 size.target = (size.target / 2).max(Window::MIN.min(self.window.max));
                 size.halved = Instant::now();
@@ -149,6 +187,17 @@ mod tests {
             end_all(&window, window.size(), 251, false).await;
         }
         assert_eq!((window.size(), window.places.available_permits()), (16, 16));
+        // A period without a quick answer, and another one that does not look back so far.
+        for _ in 0..2 * Quickest::PERIOD {
+            end_all(&window, 1, 1_000, true).await;
+        }
+        end_all(&window, 16, 251, true).await;
+        assert_eq!(window.size(), 17, "the replicas are that far away");
+        end_all(&window, 17, 400, true).await;
+        assert_eq!(window.size(), 16, "they are nearer than that");
+        let window = Window::new(TIMEOUT, 100);
+        end_all(&window, 64, 501, true).await;
+        assert_eq!(window.size(), 32, "two phases do not end in time");
         assert_eq!(Window::new(TIMEOUT, 1).size(), 1);
     }
 

@@ -99,8 +99,10 @@ pub struct TableConfig {
     pub min_digest_bytes: u32,
     /// Operations under way, with those that were answered and still spread their result, and with
     /// those of a [`Table`](crate::Table) that wait to be begun: it begins as many at once as are
-    /// answered within a quarter of `timeout`, 64 at first, and rejects one that has waited for
-    /// half of `timeout`. One beyond is rejected at once. From 1 to 1,000,000. Default 10,000.
+    /// answered in time, 64 at first, and rejects one that has waited for half of `timeout`. In
+    /// time is within a quarter of `timeout`; where the replicas are farther away than that, within
+    /// half as much again as their quickest answers take, and never more than half. One beyond is
+    /// rejected at once. From 1 to 1,000,000. Default 10,000.
     pub max_operations: usize,
     /// Of the pauses before a replica is asked again. None: drawn from the system.
     pub seed: Option<u64>,
