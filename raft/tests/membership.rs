@@ -328,10 +328,11 @@ fn an_acknowledgement_of_an_earlier_membership_counts_for_nothing() {
     // Node 3 acknowledges, but its letters are long on their way.
     lab.isolate(2);
     (0..9).for_each(|token| lab.propose(1, 100 + token, "acknowledged"));
-    lab.deliver(|letter| letter.to == 3);
+    lab.run_without(60 * MS, |letter| letter.to == 1);
     let late = lab.take(|letter| letter.to == 1);
     let acks = |letter: &Letter| matches!(&letter.message, Message::AppendAck(_));
-    assert!(late.iter().any(acks), "{late:?}");
+    let beats = |letter: &Letter| matches!(&letter.message, Message::HeartbeatReply(_));
+    assert!(late.iter().any(acks) && late.iter().any(beats), "{late:?}");
     lab.heal();
     lab.isolate(3);
     lab.run(400 * MS);
@@ -341,18 +342,20 @@ fn an_acknowledgement_of_an_earlier_membership_counts_for_nothing() {
     change(&mut lab, 1, 71, Change::new().learner(3));
     lab.run(400 * MS);
     assert!(was_changed(&lab, 1, 71));
-    let matched = |lab: &Lab| lab.core(1).followers().find(|f| f.id == 3).unwrap().matched;
+    let third = |lab: &Lab| lab.core(1).followers().find(|f| f.id == 3).unwrap();
+    let matched = |lab: &Lab| third(lab).matched;
     assert_eq!(matched(&lab), 0, "nothing is known of its second membership");
     let term = lab.status(1).term;
     for letter in late {
         lab.send(letter.from, letter.to, letter.message);
     }
     assert_eq!((matched(&lab), lab.status(1).term), (0, term), "the session has ended");
+    // A message that is lost is sent again after twice that time.
+    assert_eq!(third(&lab).round_trip_ns, 0, "the way was another one");
     lab.heal();
     lab.run(1000 * MS);
     assert_eq!(matched(&lab), lab.status(1).last);
-    let state = lab.core(1).followers().find(|f| f.id == 3).unwrap().state;
-    assert_eq!(state, FollowerState::Replicating);
+    assert_eq!(third(&lab).state, FollowerState::Replicating);
 }
 
 // The bug of the single-server change (Ongaro, raft-dev 2015): a leader changes the membership on

@@ -238,7 +238,7 @@ impl Leader {
                 Some(at) => before.swap_remove(at),
                 None => {
                     let session = self.next_id();
-                    Peer::new(*id, next, session, now)
+                    Peer::new(*id, next, session, self.round, now)
                 }
             };
             peer.is_voter = roster.voters() & (1 << place) != 0;

@@ -62,7 +62,10 @@ pub(super) struct Peer {
     pub(super) session: u64,
     /// When it last gave a sign of life.
     pub(super) heard: u64,
-    /// The latest round of heartbeats that it answered.
+    /// The round of heartbeats in which it became a follower. It may have been one before, and
+    /// answers to that round and earlier ones say nothing of the way to it now.
+    first_round: u64,
+    /// The latest round of heartbeats that it answered, 0 for none behind `first_round`.
     pub(super) round: u64,
     /// When to ask what has arrived.
     pub(super) resend_at: u64,
@@ -77,7 +80,7 @@ pub(super) struct Peer {
 }
 
 impl Peer {
-    pub(super) fn new(id: u64, next: u64, session: u64, now: u64) -> Self {
+    pub(super) fn new(id: u64, next: u64, session: u64, first_round: u64, now: u64) -> Self {
         Self {
             id,
             is_voter: true,
@@ -96,6 +99,7 @@ impl Peer {
             next,
             session,
             heard: now,
+            first_round,
             round: 0,
             resend_at: now,
             fetch: None,
@@ -170,10 +174,14 @@ impl Peer {
         prev_index <= self.session_matched
     }
 
-    /// Takes the time that an answer to a heartbeat took. Longer ones count at once, shorter ones
-    /// by an eighth, so that waits for answers follow the slowest of late.
-    pub(super) fn note_round_trip(&mut self, sample: u64) {
-        self.round_trip = sample.max(self.round_trip - self.round_trip.saturating_sub(sample) / 8);
+    /// Takes an answer to a round of heartbeats, and the time that it took. Longer ones count at
+    /// once, shorter ones by an eighth, so that waits for answers follow the slowest of late.
+    pub(super) fn note_round(&mut self, round: u64, took: u64) {
+        if round > self.round.max(self.first_round) {
+            self.round = round;
+            let shorter = self.round_trip.saturating_sub(took);
+            self.round_trip = took.max(self.round_trip - shorter / 8);
+        }
     }
 
     /// For operators.

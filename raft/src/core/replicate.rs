@@ -260,11 +260,8 @@ impl Core {
         }
         let age = leader.round_age(reply.round, self.now);
         let Some(peer) = self.peer_mut(from) else { return };
-        if reply.round > peer.round {
-            peer.note_round_trip(age);
-        }
+        peer.note_round(reply.round, age);
         peer.received = reply.received;
-        peer.round = peer.round.max(reply.round);
         // It has restarted, and no longer knows that its log is equal to ours. Tell it, or it
         // would not dare to move its commit index before the next entry.
         if reply.received < peer.matched && matches!(peer.flow, Flow::Replicate) {
