@@ -214,6 +214,18 @@ fn a_follower_asked_by_a_restarted_one_holds_on_to_its_leader() {
     assert_eq!((other.leader, other.is_quiesced), (Some(1), false), "awake, and led");
 }
 
+/// Else two of three wait for an election beside a leader that rests on, and vote it out.
+#[test]
+fn a_follower_that_another_one_wakes_wakes_the_leader() {
+    let mut lab = resting();
+    lab.restart(3);
+    lab.cut.insert((3, 1));
+    lab.time_out(3);
+    lab.run(3000 * MS);
+    assert_eq!((lab.status(1).role, lab.status(1).term), (Role::Leader, 1));
+    assert!([2, 3].iter().all(|id| lab.status(*id).leader == Some(1)), "{:?}", lab.status(3));
+}
+
 #[test]
 fn followers_of_a_dead_node_elect_another_leader() {
     let mut lab = resting();

@@ -48,7 +48,7 @@ impl Core {
             self.rejected_inputs += 1;
             return;
         }
-        self.stir_by(&message);
+        self.stir_by(from, &message);
         if matches!(message, Message::PreVote(_) | Message::Vote(_)) {
             self.tell_if_removed(from);
         }

@@ -72,7 +72,7 @@ impl Core {
     }
 
     /// Wakes for a message that has passed the gate.
-    pub(super) fn stir_by(&mut self, message: &Message) {
+    pub(super) fn stir_by(&mut self, from: u64, message: &Message) {
         if let (RoleState::Leader(leader), Message::HeartbeatReply(reply)) = (&self.role, message) {
             // The answers to heartbeats come while nothing happens. One to the round of the
             // `Quiesce` says that a follower could not follow it.
@@ -84,7 +84,14 @@ impl Core {
             self.quiescence.asked_at = Some(self.now);
         }
         self.quiescence.busy_at = self.now;
+        let has_rested = self.quiescence.quiesced;
         self.wake();
+        let Some(leader) = self.leader.filter(|_| has_rested) else { return };
+        if ![from, self.config.id].contains(&leader) {
+            // It hears nothing of this and rests on, and would be voted out though it is alive.
+            let question = self.forwarded.question_of_nobody(self.term);
+            self.send(leader, Message::ReadRequest(question));
+        }
     }
 
     /// Goes on as an ordinary leader or follower.
