@@ -148,7 +148,9 @@ impl Life {
         let region = changing.unwrap_or(*self.rng.pick(&REGIONS).unwrap());
         let members = self.world.latest(region).ids();
         let Some(id) = self.rng.pick(&members).copied() else { return };
-        if self.lost.is_some() || !self.is_full(region) || self.out == Some(region) {
+        // Removals of which no operator has heard leave a region two replicas, which lose none.
+        let may_lose = self.is_full(region) && members.len() > 2;
+        if self.lost.is_some() || !may_lose || self.out == Some(region) {
             return;
         }
         self.count_stats(id);
