@@ -227,7 +227,21 @@ impl Journal {
         commit: Commit,
         done: impl FnOnce(Result<Receipt, Error>) + Send + 'static,
     ) -> Result<(), Box<Rejected>> {
-        self.engine().submit(commit, Box::new(done))
+        self.engine().submit(commit, Box::new(done), false)
+    }
+
+    /// As [`submit`](Self::submit), but when too much is pending the commit waits its turn, as with
+    /// [`commit`](Self::commit), and is never rejected for it: [`Config::max_waiting`] does not
+    /// count it. Its caller bounds how many of its own wait.
+    ///
+    /// # Errors
+    /// As [`submit`](Self::submit), but for [`Error::Busy`].
+    pub fn submit_in_turn(
+        &self,
+        commit: Commit,
+        done: impl FnOnce(Result<Receipt, Error>) + Send + 'static,
+    ) -> Result<(), Box<Rejected>> {
+        self.engine().submit(commit, Box::new(done), true)
     }
 
     /// Does one thing that can be done now: writes a group; else, when the journal has no thread

@@ -4,6 +4,7 @@
 //! README says what each test here shows.
 #![cfg(feature = "testing")]
 
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -509,4 +510,37 @@ fn commits_that_waited_for_room_and_were_dropped_leave_their_places() {
     journal.submit(record(&journal), |_| {}).unwrap();
     journal.work(0);
     assert_eq!(journal.log("t", 1).unwrap().end(), 2);
+}
+
+#[test]
+fn what_is_submitted_in_turn_waits_with_all_others_and_is_not_rejected() {
+    let mut config = manual();
+    (config.max_pending_bytes, config.max_waiting) = (1, 1);
+    let journal = open(config);
+    let (told, order) = channel();
+    let in_turn = |number: u64| {
+        let told = told.clone();
+        let commit = record(&journal);
+        let tell = move |result: Result<_, Error>| told.send((number, result.is_ok())).unwrap();
+        journal.submit_in_turn(commit, tell).unwrap();
+    };
+    (0..3).for_each(in_turn);
+    // The line is full for those whom its limit counts, and nobody overtakes it.
+    let mut context = Context::from_waker(Waker::noop());
+    let polled = pin!(journal.commit(record(&journal))).poll(&mut context);
+    assert!(matches!(polled, Poll::Ready(Err(Error::Busy { option: "max_waiting", .. }))));
+    let rejected = journal.submit(record(&journal), |_| {}).unwrap_err();
+    assert!(matches!(rejected.error, Error::Busy { option: "max_pending_bytes", .. }));
+    in_turn(3);
+    while journal.log("t", 1).unwrap().end() < 4 {
+        journal.work(0);
+    }
+    assert_eq!(order.try_iter().collect::<Vec<_>>(), [(0, true), (1, true), (2, true), (3, true)]);
+    // Closing takes those that wait along, or tells them.
+    (4..6).for_each(in_turn);
+    let _ = journal.close();
+    assert_eq!(
+        order.try_iter().map(|(number, _)| number).collect::<BTreeSet<_>>(),
+        (4..6).collect()
+    );
 }

@@ -365,8 +365,13 @@ impl State {
             let limit = self.limits.waiting as u64;
             return Err(Error::Busy { option: "max_waiting", limit });
         }
-        self.waiting.push_back(slot);
+        self.wait_in_turn(slot);
         Ok(())
+    }
+
+    /// Waits for room in the order of the calls, however many wait.
+    pub(crate) fn wait_in_turn(&mut self, slot: Arc<Slot>) {
+        self.waiting.push_back(slot);
     }
 
     /// Removes a slot whose waiter was dropped from the line for room.

@@ -69,6 +69,8 @@ enum Stage {
 enum Waiter {
     Task(Waker),
     Thread(Thread),
+    /// Nobody asks for the outcome: it is passed on.
+    Done(Done),
 }
 
 impl Slot {
@@ -79,6 +81,12 @@ impl Slot {
     pub(crate) fn waiting(commit: Commit) -> Arc<Self> {
         let stage = Stage::Waiting(commit);
         Arc::new(Self { inner: Mutex::new(Inner { stage, waiter: None }) })
+    }
+
+    /// Of a commit that waits for room, whose outcome is passed on.
+    pub(crate) fn passing_on(commit: Commit, done: Done) -> Arc<Self> {
+        let (stage, waiter) = (Stage::Waiting(commit), Some(Waiter::Done(done)));
+        Arc::new(Self { inner: Mutex::new(Inner { stage, waiter }) })
     }
 
     /// Takes the commit of a waiter who is still there.
@@ -108,13 +116,18 @@ impl Slot {
         if matches!(inner.stage, Stage::Over) {
             return;
         }
-        inner.stage = Stage::Done(outcome);
         let waiter = inner.waiter.take();
+        if let Some(Waiter::Done(done)) = waiter {
+            inner.stage = Stage::Over;
+            drop(inner);
+            return done.tell(outcome);
+        }
+        inner.stage = Stage::Done(outcome);
         drop(inner);
         match waiter {
             Some(Waiter::Task(waker)) => foreign::call("waker", || waker.wake()),
             Some(Waiter::Thread(thread)) => thread.unpark(),
-            None => {}
+            Some(Waiter::Done(_)) | None => {}
         }
     }
 

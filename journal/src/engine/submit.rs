@@ -49,21 +49,33 @@ pub enum Work {
 }
 
 impl Engine {
-    /// Hands a commit in; when there is no room, gives it back.
+    /// Hands a commit in. When there is no room it waits, if it `may_wait`, and is given back
+    /// otherwise.
     pub(crate) fn submit(
         self: &Arc<Self>,
         commit: Commit,
         done: Box<dyn FnOnce(Outcome) + Send>,
+        may_wait: bool,
     ) -> Result<(), Box<Rejected>> {
         if let Err(error) = self.check_owner(&commit) {
             return Err(Box::new(Rejected { error, commit }));
         }
+        let done = Done::Callback(done);
         let mut state = self.state.lock();
-        if state.has_waiters() && state.rejected.is_none() {
+        let accepted = if state.has_waiters() && state.rejected.is_none() {
             let error = state.too_many_bytes();
-            return Err(Box::new(Rejected { error, commit }));
-        }
-        let accepted = state.accept(commit, Done::Callback(done));
+            Err(Box::new(Rejection { error, done, commit }))
+        } else {
+            state.accept(commit, done)
+        };
+        let accepted = accepted.or_else(|rejection| {
+            if !may_wait || !rejection.may_wait() {
+                return Err(rejection);
+            }
+            let Rejection { commit, done, .. } = *rejection;
+            state.wait_in_turn(Slot::passing_on(commit, done));
+            Ok(Accepted::Queued)
+        });
         let claim = self.claim(&mut state);
         drop(state);
         self.deliver(claim);

@@ -347,40 +347,31 @@ impl Pipeline {
             }
             let number = queue.landed + queue.flying.len() as u64;
             let pipeline = Arc::clone(self);
-            let submitted = self.journal.submit(commit, move |result| {
+            let landed = move |result: Result<_, Error>| {
                 pipeline.landed(number, result.map(drop).map_err(store_error));
-            });
+            };
+            // One at a time waits for room: a commit of this group that completes makes room for
+            // the next one, or at least calls `pump` again.
+            let submitted = if alone {
+                self.journal.submit_in_turn(commit, landed)
+            } else {
+                self.journal.submit(commit, landed)
+            };
             if let Err(rejected) = submitted {
                 let Rejected { error, commit, .. } = *rejected;
-                let busy = matches!(error, Error::Busy { .. });
-                // A commit of this group that completes makes room, or at least calls `pump` again.
-                if busy && !alone {
+                if matches!(error, Error::Busy { .. }) {
                     queue.backlog.push_front(Step { commit, touches_entries, done });
                     break;
                 }
-                let waits =
-                    if busy { self.wait_for_room(commit, number) } else { Err(store_error(error)) };
-                if let Err(error) = waits {
-                    let mut told = queue.fail(&error);
-                    told.extend(done.map(|done| (done, Err(error))));
-                    return told;
-                }
+                let error = store_error(error);
+                let mut told = queue.fail(&error);
+                told.extend(done.map(|done| (done, Err(error))));
+                return told;
             }
             queue.in_order = touches_entries && (alone || queue.in_order);
             queue.flying.push_back(Flight { done, result: None });
         }
         Vec::new()
-    }
-
-    /// The journal is busy with what others write: waits on a thread, which is rare enough.
-    fn wait_for_room(self: &Arc<Self>, commit: Commit, number: u64) -> Result<(), StoreError> {
-        let pipeline = Arc::clone(self);
-        let wait = move || {
-            let result = pipeline.journal.commit_blocking(commit);
-            pipeline.landed(number, result.map(drop).map_err(store_error));
-        };
-        let thread = std::thread::Builder::new().name("raft-journal".to_owned()).spawn(wait);
-        thread.map(drop).map_err(|error| StoreError::Rejected(Arc::new(error)))
     }
 
     /// A commit is durable, or has failed.

@@ -194,7 +194,7 @@ impl Snapshots {
     fn delete(&self, number: u64) {
         if let Ok(log) = self.log(number) {
             let commit = Commit::new().delete(&log).durability(Durability::Buffered);
-            let _ = self.journal.submit(commit, |_| ());
+            let _ = self.journal.submit_in_turn(commit, |_| ());
         }
     }
 }

@@ -4,14 +4,15 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use proptest::prelude::*;
-use voussoir_journal::{Commit, Config, Journal, MemoryFiles};
+use voussoir_journal::{Commit, Config, Journal, MemoryFiles, Work};
 
 use super::state::State;
 use super::{Current, Identity, JournalStore, OpenError};
 use crate::core::Core;
-use crate::store::{Completion, LogStore, LogWrite};
-use crate::types::{Entry, EntryKind, HaltReason, HardState};
+use crate::store::{Completion, LogStore, LogWrite, SnapshotName};
+use crate::types::{Entry, EntryKind, HaltReason, HardState, SnapshotMeta};
 
 const IDENTITY: Identity = Identity { cluster: 0x0102, node: 3, group: 4 };
 
@@ -210,4 +211,72 @@ async fn a_deleted_group_leaves_nothing_and_no_other_group_loses_anything() {
     assert!(matches!(opened, Err(OpenError::Absent { .. })), "{opened:?}");
     JournalStore::open(&journal, other).unwrap();
     JournalStore::delete(&journal, IDENTITY.group).await.unwrap();
+}
+
+/// A journal that another user has filled: nothing of a group fits, and nobody else may wait.
+fn busy() -> (Journal, Commit) {
+    let mut options = Config::manual();
+    (options.segment_bytes, options.max_pending_bytes) = (1 << 20, 64 << 10);
+    options.max_waiting = 1;
+    let journal = Journal::open_with(Arc::new(MemoryFiles::new()), options).unwrap();
+    let other = journal.log("other", 1).unwrap();
+    let commit = Commit::new().append(&other, [Bytes::from(vec![0; 60 << 10])]);
+    (journal, commit)
+}
+
+#[tokio::test]
+async fn entries_keep_their_order_while_the_journal_is_busy() {
+    let (journal, other) = busy();
+    let groups: Vec<JournalStore> = (0..9)
+        .map(|group| JournalStore::create(&journal, Identity { group, ..IDENTITY }).unwrap())
+        .collect();
+    journal.submit(other, |_| ()).unwrap();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let write = |group: u64, index: u64, bytes: usize| {
+        let (kind, data) = (EntryKind::Command, Bytes::from(vec![index as u8; bytes]));
+        let entries = vec![Entry { term: 1, index, kind, data }];
+        let told = Arc::clone(&told);
+        let done = Completion::new(move |result| told.lock().push((group, index, result.is_ok())));
+        groups[group as usize].write(LogWrite { entries, ..LogWrite::default() }, done);
+    };
+    // The first of each waits for room, and more of them than may wait for it otherwise.
+    (0..9).for_each(|group| write(group, 1, 8_000));
+    // What the other user wrote has left, and what comes now would fit before it.
+    journal.work(0);
+    (0..9).for_each(|group| write(group, 2, 100));
+    while told.lock().len() < 18 {
+        journal.work(0);
+    }
+    assert!(told.lock().iter().all(|(_, _, is_ok)| *is_ok), "{told:?}");
+    for (group, store) in groups.iter().enumerate() {
+        let order: Vec<u64> =
+            told.lock().iter().filter(|(of, ..)| *of == group as u64).map(|told| told.1).collect();
+        assert_eq!(order, [1, 2], "group {group}");
+        let entries = store.read(1..3, 1 << 20).await.unwrap();
+        let lengths: Vec<usize> = entries.iter().map(|entry| entry.data.len()).collect();
+        assert_eq!(lengths, [8_000, 100], "group {group}");
+    }
+}
+
+#[tokio::test]
+async fn a_snapshot_goes_also_when_the_journal_was_busy() {
+    let (journal, other) = busy();
+    let store = JournalStore::create(&journal, IDENTITY).unwrap();
+    let name = SnapshotName { meta: SnapshotMeta::default(), identity: 1 };
+    let log = journal.log(&format!("raft.snapshot.{}", IDENTITY.group), 1).unwrap();
+    let work = async {
+        while !log.exists() {
+            journal.work(0);
+            tokio::task::yield_now().await;
+        }
+    };
+    let (writer, ()) = tokio::join!(store.stage(&name), work);
+    journal.submit(other, |_| ()).unwrap();
+    let log_of_other = journal.log("other", 1).unwrap();
+    let more = Commit::new().append(&log_of_other, [Bytes::from(vec![0; 4_000])]);
+    journal.submit_in_turn(more, |_| ()).unwrap();
+    drop(writer);
+    while log_of_other.end() < 2 || log.exists() {
+        assert_ne!(journal.work(0), Work::Idle, "it stays for ever");
+    }
 }
