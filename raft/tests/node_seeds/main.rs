@@ -82,14 +82,19 @@ async fn play(seed: u64, [situations, together]: &[Situations; 2]) -> Result<(),
     let mut hosts = Hosts::new(seed, &GROUPS, features).await;
     let mut rng = Rng::stream(seed, 1);
     for group in &GROUPS {
-        if !hosts.until(|hosts| hosts.leader(group.id).is_some()).await {
-            return Err(format!("group {} has no leader at the start", group.id));
-        }
-        if let Some(learner) = group.learner {
+        let deadline = Instant::now() + features.patience(5000);
+        // Ends: by the deadline. A leader may give way to another one before it is asked.
+        loop {
+            if !hosts.until(|hosts| hosts.leader(group.id).is_some()).await {
+                return Err(format!("group {} has no leader at the start", group.id));
+            }
+            let Some(learner) = group.learner else { break };
             let raft = hosts.leader(group.id).and_then(|id| hosts.raft(id, group.id)).unwrap();
-            let deadline = Instant::now() + features.patience(5000);
-            let added = raft.change(Change::new().learner(learner), deadline).await;
-            added.map_err(|error| format!("no learner: {error}"))?;
+            match raft.change(Change::new().learner(learner), deadline).await {
+                Ok(_) => break,
+                Err(error) if error.is_retryable() && Instant::now() < deadline => {}
+                Err(error) => return Err(format!("no learner: {error}")),
+            }
         }
     }
     let mut troubles = Troubles::new(situations);

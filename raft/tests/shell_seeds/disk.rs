@@ -76,6 +76,8 @@ pub(crate) struct Life {
     alive: AtomicBool,
     /// Writes that a store in memory has not carried out.
     queue: Mutex<VecDeque<(LogWrite, Completion)>>,
+    /// One of them has failed.
+    has_failed: AtomicBool,
     wake: Notify,
     /// Writes whose completion has not been told.
     pub(crate) pending: AtomicUsize,
@@ -174,6 +176,7 @@ impl Disk {
         let life = Arc::new(Life {
             node: self.node,
             alive: AtomicBool::new(true),
+            has_failed: AtomicBool::new(false),
             queue: Mutex::default(),
             wake: Notify::new(),
             pending: AtomicUsize::new(0),
@@ -202,7 +205,11 @@ impl Disk {
         life.alive.store(false, Ordering::Relaxed);
         life.wake.notify_one();
         self.health.failing.store(false, Ordering::Relaxed);
-        let queue = std::mem::take(&mut *life.queue.lock());
+        let mut queue = std::mem::take(&mut *life.queue.lock());
+        if life.has_failed.load(Ordering::Relaxed) {
+            // Nothing follows a write that has failed.
+            queue.clear();
+        }
         match &self.platters {
             Platters::Memory(store) => {
                 let mut rng = self.health.rng.lock();
@@ -291,6 +298,7 @@ async fn work(store: Store) {
             Inner::Memory(memory) => loop {
                 let Some((write, done)) = life.queue.lock().pop_front() else { break };
                 if health.failing.load(Ordering::Relaxed) {
+                    life.has_failed.store(true, Ordering::Relaxed);
                     let cause = std::io::Error::other("injected");
                     done.complete(Err(StoreError::Failed(Arc::new(cause))));
                 } else {
