@@ -62,6 +62,13 @@ pub trait Transport: Send + Sync + 'static {
     /// The id of this node.
     fn local(&self) -> u64;
 
+    /// The longest message of a class that this node sends and takes, in bytes; a peer may take
+    /// less. Unlimited by default.
+    fn max_message_bytes(&self, class: Class) -> usize {
+        let _ = class;
+        usize::MAX
+    }
+
     /// Sends one message to a peer and forgets it. Never blocks; no runtime context is needed.
     ///
     /// `Ok` means that the message has been queued or written, not that it arrives.

@@ -19,6 +19,13 @@ pub trait Transport: Send + Sync + 'static {
     /// This node.
     fn local(&self) -> u64;
 
+    /// The longest message that it carries, in bytes. A node whose configuration allows a longer
+    /// one does not start: a message that no peer ever gets stops all that come behind it.
+    /// Unlimited by default; a transport around another one passes the question on.
+    fn max_message_bytes(&self) -> usize {
+        usize::MAX
+    }
+
     /// From now on hands what arrives for `group` to `inbox`.
     ///
     /// # Errors

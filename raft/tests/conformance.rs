@@ -11,7 +11,7 @@ use voussoir_raft::journal::{Identity, JournalStore};
 use voussoir_raft::memory::{MemoryStore, Network};
 use voussoir_raft::net::NetTransport;
 use voussoir_raft::testing::conformance;
-use voussoir_raft::{LogStore, Transport};
+use voussoir_raft::{Config as RaftConfig, LogStore, Raft, Transport};
 
 const IDENTITY: Identity = Identity { cluster: 1, node: 1, group: 5 };
 
@@ -74,4 +74,31 @@ async fn the_transport_on_tcp_keeps_its_promises() {
 async fn the_machine_of_the_tests_keeps_its_promises() {
     let commands = ["a", "b", "c"].map(Bytes::from);
     conformance::state_machine(|| Box::new(cluster::Text::default()), &commands).await;
+}
+
+/// A message that no peer ever gets would stop all that come behind it.
+#[tokio::test]
+async fn a_transport_that_carries_too_little_is_refused_at_the_start() {
+    let start = async |max_message_bytes: usize, tweak: fn(&mut RaftConfig)| {
+        let mut limits = voussoir_net::Config::new(1);
+        limits.bulk.max_message_bytes = max_message_bytes;
+        let network = voussoir_net::memory::Network::new(limits).unwrap();
+        let transport = Arc::new(NetTransport::new(Arc::new(network.join(1)), 3).unwrap());
+        let mut config = RaftConfig::new(1, [1]);
+        tweak(&mut config);
+        let machine = Box::new(cluster::Text::default());
+        Raft::start(config, Arc::new(MemoryStore::new()), machine, transport).await.map(|_| ())
+    };
+    let small = 512 << 10;
+    let refused = start(small, |_| ()).await.unwrap_err();
+    assert!(refused.to_string().contains("what the transport carries"), "{refused}");
+    // Also for the chunks of snapshots alone.
+    let tiny = |config: &mut RaftConfig| {
+        (config.max_append_bytes, config.max_entry_bytes) = (1 << 10, 1 << 10);
+    };
+    start(small, tiny).await.unwrap_err();
+    start(1 << 20, tiny).await.unwrap();
+    let long = |config: &mut RaftConfig| config.max_entry_bytes = 2 << 20;
+    start(2 << 20, long).await.unwrap_err();
+    start(3 << 20, long).await.unwrap();
 }

@@ -92,6 +92,10 @@ impl Transport for Connecting {
         self.transport.local()
     }
 
+    fn max_message_bytes(&self) -> usize {
+        self.transport.max_message_bytes()
+    }
+
     fn members(&self, _group: u64, members: &Membership) {
         self.book.learn(self.transport.local(), members);
     }

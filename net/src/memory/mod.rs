@@ -16,7 +16,9 @@ use tokio::time::{Instant, timeout_at};
 
 use self::network::Host;
 pub use self::network::{FaultCounts, Faults, Network};
-use crate::{CallError, Channel, Events, Handler, Lost, Parts, SendError, ServeError, Transport};
+use crate::{
+    CallError, Channel, Class, Events, Handler, Lost, Parts, SendError, ServeError, Transport,
+};
 
 /// A node of a [`Network`]. Clones are handles to the same; when the last is dropped, or at
 /// [`Memory::leave`], it ends as if its process had been killed, and its id can join again.
@@ -65,6 +67,10 @@ impl Memory {
 impl Transport for Memory {
     fn local(&self) -> u64 {
         self.owner.host.id
+    }
+
+    fn max_message_bytes(&self, class: Class) -> usize {
+        self.owner.network.shared.config.limits(class).max_message_bytes
     }
 
     fn send(&self, peer: u64, channel: Channel, parts: Parts) -> Result<(), SendError> {

@@ -122,7 +122,7 @@ impl Inner {
 }
 
 pub(super) struct Shared {
-    config: Config,
+    pub(super) config: Config,
     tally: Arc<Tally>,
     runtime: Handle,
     inner: RwLock<Inner>,

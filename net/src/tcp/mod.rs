@@ -325,6 +325,10 @@ impl Transport for Tcp {
         self.owner.node.local
     }
 
+    fn max_message_bytes(&self, class: Class) -> usize {
+        self.owner.node.config.limits(class).max_message_bytes
+    }
+
     fn send(&self, peer: u64, channel: Channel, parts: Parts) -> Result<(), SendError> {
         self.owner.node.link(peer, channel.class)?.pipe.send(channel.service, parts)
     }

@@ -25,8 +25,10 @@ const BUNDLE_BYTES: usize = 60 << 10;
 ///
 /// Log entries and snapshots travel in the class `Bulk`, everything else in `Small`: a heartbeat
 /// never waits behind either. So the limits of the class `Bulk` must hold
-/// [`Config::max_append_bytes`](crate::Config) and one
-/// [`Config::max_entry_bytes`](crate::Config) together; by default they do.
+/// [`Config::max_append_bytes`](crate::Config), one [`Config::max_entry_bytes`](crate::Config) and
+/// a chunk of a snapshot ([`MAX_CHUNK_BYTES`](crate::MAX_CHUNK_BYTES)), each with 1 KiB for what is
+/// around it; by default they do, and a node does not start where they do not. The peers must take
+/// as much.
 ///
 /// Where a node is, the [`voussoir_net::Resolver`] of the carrier alone says: this transport does
 /// nothing with [`Transport::members`]. Where the membership changes, feed the resolver from
@@ -138,6 +140,10 @@ async fn watch(mut events: Events, hub: Arc<Hub>) {
 impl Transport for NetTransport {
     fn local(&self) -> u64 {
         self.carrier.0.local()
+    }
+
+    fn max_message_bytes(&self) -> usize {
+        self.carrier.0.max_message_bytes(Class::Bulk)
     }
 
     fn attach(&self, group: u64, inbox: Arc<dyn Inbox>) -> Result<(), AttachError> {

@@ -582,6 +582,10 @@ impl Transport for Seat {
         self.hub.transport.local()
     }
 
+    fn max_message_bytes(&self) -> usize {
+        self.hub.transport.max_message_bytes()
+    }
+
     fn attach(&self, group: u64, _: Arc<dyn Inbox>) -> Result<(), AttachError> {
         // A seat is taken with `enter`.
         Err(AttachError::Attached { group })

@@ -37,7 +37,7 @@ use crate::error::ConfigError;
 use crate::machine::StateMachine;
 use crate::membership::{Change, Membership};
 use crate::node::hub::{Seat, Shown};
-use crate::store::LogStore;
+use crate::store::{LogStore, MAX_CHUNK_BYTES};
 use crate::transport::{AttachError, Inbox, Transport};
 use crate::types::{ENTRY_OVERHEAD, FollowerStatus, Status};
 
@@ -67,6 +67,9 @@ impl Drop for Handle {
         self.shared.tell(Event::Stop(StopReason::ShutDown));
     }
 }
+
+/// More than a message has around its entries or its chunk.
+const MESSAGE_HEAD_BYTES: u64 = 1 << 10;
 
 /// Says that a node starts to be repaired.
 fn tell_of_losses(status: &Status) {
@@ -131,6 +134,13 @@ impl Raft {
         if config.max_entry_bytes > log.max_entry_bytes() {
             let rule = "must not be above what the log store takes";
             return Err(ConfigError { field: "max_entry_bytes", rule }.into());
+        }
+        let longest =
+            config.max_append_bytes.max(config.max_entry_bytes.max(MAX_CHUNK_BYTES) as u64);
+        if longest.saturating_add(MESSAGE_HEAD_BYTES) > transport.max_message_bytes() as u64 {
+            let rule = "and max_entry_bytes and the chunks of snapshots (1 MiB) must not be above \
+                        what the transport carries";
+            return Err(ConfigError { field: "max_append_bytes", rule }.into());
         }
         let seed = config.drawn_seed();
         config.seed = Some(seed);
