@@ -80,6 +80,8 @@ async fn listen(
     let listener = TcpListener::bind(address)
         .await
         .map_err(|error| format!("cannot listen on {address}: {error}"))?;
+    // Registered before the address is known: no signal after it kills the process.
+    let stop = told_to_stop(exit_with_parent)?;
     // One line for whoever started it, who may have asked for port 0.
     println!("listening on http://{}, {said}", listener.local_addr()?);
     let stopped = tokio::sync::watch::Sender::new(false);
@@ -91,22 +93,42 @@ async fn listen(
     let mut serving = tokio::spawn(serving);
     tokio::select! {
         ended = &mut serving => return Ok(ended?),
-        stop = told_to_stop(exit_with_parent) => stop?,
+        () = stop => {}
         error = failed => return Err(format!("the journal has failed: {error}").into()),
     }
+    // Registered before the listener closes: a signal after it is the second one.
+    let second = next_signal()?;
     stopped.send_replace(true);
     let until = Instant::now() + DRAIN;
-    // Before the requests end: they wait for sagas.
-    end.await;
-    // Both together: a supervisor kills what has not ended after 30 s.
-    let _ = timeout_at(until, serving).await;
+    let drained = async {
+        // Before the requests end: they wait for sagas.
+        end.await;
+        // Both together: a supervisor kills what has not ended after 30 s.
+        let _ = timeout_at(until, serving).await;
+    };
+    tokio::select! {
+        () = drained => {}
+        () = second => eprintln!("order-saga: second signal: not waiting any longer"),
+    }
     Ok(())
 }
 
-/// SIGTERM, Ctrl-C, or the end of standard input.
-async fn told_to_stop(by_parent: bool) -> Result<(), Error> {
+/// Waits for the next SIGTERM or Ctrl-C. Registered by the call: none that follows it is lost.
+fn next_signal() -> std::io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
-    let parent = async {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// Waits for SIGTERM, Ctrl-C, or the end of standard input.
+fn told_to_stop(by_parent: bool) -> std::io::Result<impl Future<Output = ()>> {
+    let signalled = next_signal()?;
+    let parent = async move {
         if !by_parent {
             return std::future::pending().await;
         }
@@ -115,12 +137,12 @@ async fn told_to_stop(by_parent: bool) -> Result<(), Error> {
         // Ends: with standard input.
         while stdin.read(&mut ignored).await.is_ok_and(|count| count > 0) {}
     };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        interrupted = tokio::signal::ctrl_c() => interrupted?,
-        () = parent => {}
-    }
-    Ok(())
+    Ok(async move {
+        tokio::select! {
+            () = signalled => {}
+            () = parent => {}
+        }
+    })
 }
 
 #[cfg(test)]

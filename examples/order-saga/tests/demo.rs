@@ -1,6 +1,9 @@
 //! The program as a user runs it.
 
-use std::process::{Command, Output};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 fn run(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_order-saga")).args(arguments).output().unwrap()
@@ -51,6 +54,41 @@ fn check_kills(said: &str) {
     assert!(number(" orders were under way") > 0);
     assert!(number(" attempts repeated") > 0);
     assert!(number(" orders completed") > 0 && number(" undone\n          ") > 0);
+}
+
+/// A request that hangs is waited for, but not after a second signal.
+#[test]
+fn a_second_signal_ends_the_waiting() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut process = Command::new(env!("CARGO_BIN_EXE_order-saga"))
+        .args(["serve", "--listen", "127.0.0.1:0", "--data"])
+        .arg(folder.path())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let (_, address) = line.split_once("http://").unwrap();
+    let (address, _) = address.split_once(',').unwrap();
+    let mut hanging = TcpStream::connect(address).unwrap();
+    let head = "POST /orders HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n\
+                content-length: 9\r\nexpect: 100-continue\r\n\r\n";
+    hanging.write_all(head.as_bytes()).unwrap();
+    // It is under way: the service asks for its body.
+    hanging.read_exact(&mut [0; 25]).unwrap();
+    let pid = process.id().to_string();
+    let signal = |name: &str| Command::new("kill").args([name, &pid]).status().unwrap();
+    assert!(signal("-TERM").success());
+    // Ends: the service closes its listener, or does not listen any more because it has ended.
+    while TcpStream::connect(address).is_ok() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(signal("-INT").success());
+    let mut said = String::new();
+    process.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(process.wait().unwrap().code(), Some(0), "{said}");
+    assert!(said.contains("second signal: not waiting any longer"), "{said}");
 }
 
 #[test]

@@ -97,9 +97,14 @@ pub(crate) async fn run(serve: Serve, urls: [String; 2]) -> Result<(), Error> {
         failed = reaching => failed,
         stop = stop => stop,
     };
+    // Registered before the listener closes: a signal after it is the second one.
+    let second = next_signal()?;
     stopped.send_replace(true);
-    if timeout(serve.drain, serving).await.is_err() {
-        eprintln!("transfer: requests were under way after {:?}", serve.drain);
+    tokio::select! {
+        drained = timeout(serve.drain, serving) => if drained.is_err() {
+            eprintln!("transfer: requests were under way after {:?}", serve.drain);
+        },
+        () = second => eprintln!("transfer: second signal: not waiting any longer"),
     }
     match group {
         Some(group) => ended.and(group.leave().await),
@@ -188,9 +193,21 @@ impl Orders {
     fn take(&self, _: &str) {}
 }
 
-/// SIGTERM, Ctrl-C, or the end of standard input.
-async fn told_to_stop(by_parent: bool, orders: &Orders) -> Result<(), Error> {
+/// Waits for the next SIGTERM or Ctrl-C. Registered by the call: none that follows it is lost.
+fn next_signal() -> std::io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// Waits for SIGTERM, Ctrl-C, or the end of standard input.
+async fn told_to_stop(by_parent: bool, orders: &Orders) -> Result<(), Error> {
+    let signalled = next_signal()?;
     let parent = async {
         if !by_parent {
             return std::future::pending().await;
@@ -202,8 +219,7 @@ async fn told_to_stop(by_parent: bool, orders: &Orders) -> Result<(), Error> {
         }
     };
     tokio::select! {
-        _ = terminate.recv() => {}
-        interrupted = tokio::signal::ctrl_c() => interrupted?,
+        () = signalled => {}
         () = parent => {}
     }
     Ok(())

@@ -144,10 +144,13 @@ impl Service {
             .args(["serve", "--exit-with-parent", "--listen", "127.0.0.1:0"])
             .args(["--name", &stage.name, "--recover-every-ms", "200", "--data"])
             .arg(stage.folder())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped());
+            .stdin(Stdio::piped());
         change(&mut command);
-        let mut process = command.spawn().unwrap();
+        Self::spawn(&mut command)
+    }
+
+    fn spawn(command: &mut Command) -> Self {
+        let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut first_line = String::new();
         let mut stdout = BufReader::new(process.stdout.take().unwrap());
         stdout.read_line(&mut first_line).unwrap();
@@ -341,6 +344,35 @@ fn until<T>(what: &str, found: impl Fn() -> Option<T>) -> T {
         assert!(began.elapsed() < Duration::from_secs(20), "not within 20 s: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// A request that hangs is waited for, but not after a second signal.
+#[test]
+fn a_second_signal_ends_the_waiting() {
+    let folder = tempfile::tempdir().unwrap();
+    let nowhere = "postgres://postgres@127.0.0.1:1/postgres";
+    let mut command = program();
+    command.args(["serve", "--listen", "127.0.0.1:0", "--data"]);
+    command.arg(folder.path()).env("EAST_DATABASE_URL", nowhere).env("WEST_DATABASE_URL", nowhere);
+    let mut service = Service::spawn(command.stderr(Stdio::piped()));
+    let mut hanging = TcpStream::connect(&service.address).unwrap();
+    let head = "POST /transfers HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n\
+                content-length: 9\r\nexpect: 100-continue\r\n\r\n";
+    hanging.write_all(head.as_bytes()).unwrap();
+    // It is under way: the service asks for its body.
+    hanging.read_exact(&mut [0; 25]).unwrap();
+    let pid = service.process.id().to_string();
+    let signal = |name: &str| Command::new("kill").args([name, &pid]).status().unwrap();
+    assert!(signal("-TERM").success());
+    // Ends: the service closes its listener, or does not listen any more because it has ended.
+    while TcpStream::connect(&service.address).is_ok() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(signal("-INT").success());
+    let mut said = String::new();
+    service.process.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(service.process.wait().unwrap().code(), Some(0), "{said}");
+    assert!(said.contains("second signal: not waiting any longer"), "{said}");
 }
 
 #[test]

@@ -30,6 +30,8 @@ pub(crate) async fn run(serve: Serve, url: &str) -> Result<(), Error> {
     let journal = open_journal(&serve.data, &config)?;
     let service = Service::open(&journal, &config, table.clone(), table.clone())?;
     let backlog = service.stats().backlog;
+    // Registered before the address is known: no signal after it kills the process.
+    let stop = told_to_stop(serve.exit_with_parent)?;
     // One line for whoever started it, who may have asked for port 0.
     println!("listening on http://{}, {backlog} counters to flush", listener.local_addr()?);
     let app = router(App { service: service.clone(), table });
@@ -42,31 +44,48 @@ pub(crate) async fn run(serve: Serve, url: &str) -> Result<(), Error> {
     let mut serving = tokio::spawn(serving);
     tokio::select! {
         ended = &mut serving => return Ok(ended?),
-        stop = told_to_stop(serve.exit_with_parent) => stop?,
+        () = stop => {}
         error = journal.failed() => return Err(format!("the journal has failed: {error}").into()),
     }
+    // Registered before the listener closes: a signal after it is the second one.
+    let second = next_signal()?;
     stopped.send_replace(true);
     let drained = timeout(serve.drain, async {
         // Fails only with its listener, which takes no further connection anyway.
         let _ = serving.await;
         service.flush().await;
     });
-    if drained.await.is_err() {
+    let why = tokio::select! {
+        drained = drained => drained.err().map(|_| format!("{:?} are over", serve.drain)),
+        () = second => Some("second signal".to_owned()),
+    };
+    if let Some(why) = why {
         eprintln!(
-            "write-behind: {} counters are not in the table after {:?}; they are in {}, and the \
-             next start flushes them",
+            "write-behind: {why}: not waiting any longer; {} counters are not in the table: they \
+             are in {}, and the next start flushes them",
             service.stats().backlog,
-            serve.drain,
             serve.data.display(),
         );
     }
     Ok(())
 }
 
-/// SIGTERM, Ctrl-C, or the end of standard input.
-async fn told_to_stop(by_parent: bool) -> Result<(), Error> {
+/// Waits for the next SIGTERM or Ctrl-C. Registered by the call: none that follows it is lost.
+fn next_signal() -> std::io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
-    let parent = async {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// Waits for SIGTERM, Ctrl-C, or the end of standard input.
+fn told_to_stop(by_parent: bool) -> std::io::Result<impl Future<Output = ()>> {
+    let signalled = next_signal()?;
+    let parent = async move {
         if !by_parent {
             return std::future::pending().await;
         }
@@ -75,10 +94,10 @@ async fn told_to_stop(by_parent: bool) -> Result<(), Error> {
         // Ends: with standard input.
         while stdin.read(&mut ignored).await.is_ok_and(|count| count > 0) {}
     };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        interrupted = tokio::signal::ctrl_c() => interrupted?,
-        () = parent => {}
-    }
-    Ok(())
+    Ok(async move {
+        tokio::select! {
+            () = signalled => {}
+            () = parent => {}
+        }
+    })
 }
