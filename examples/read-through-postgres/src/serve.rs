@@ -42,6 +42,8 @@ pub(crate) async fn run(serve: Serve, url: &str, redis: Option<&str>) -> Result<
     let socket = TcpListener::bind(serve.listen)
         .await
         .map_err(|error| format!("cannot listen on {}: {error}", serve.listen))?;
+    // Registered before the address is known: no signal after it kills the process.
+    let stop = told_to_stop(serve.exit_with_parent)?;
     // One line for whoever started it, who may have asked for port 0.
     println!("listening on http://{}", socket.local_addr()?);
     let stopped = tokio::sync::watch::Sender::new(false);
@@ -54,19 +56,36 @@ pub(crate) async fn run(serve: Serve, url: &str, redis: Option<&str>) -> Result<
     let mut serving = tokio::spawn(serving);
     tokio::select! {
         ended = &mut serving => return Ok(ended?),
-        stop = told_to_stop(serve.exit_with_parent) => stop?,
+        () = stop => {}
     }
+    // Registered before the listener closes: a signal after it is the second one.
+    let second = next_signal()?;
     stopped.send_replace(true);
-    if timeout(DRAIN, serving).await.is_err() {
-        eprintln!("read-through-postgres: requests were cut off after {DRAIN:?}");
+    tokio::select! {
+        drained = timeout(DRAIN, serving) => if drained.is_err() {
+            eprintln!("read-through-postgres: requests were cut off after {DRAIN:?}");
+        },
+        () = second => eprintln!("read-through-postgres: second signal: not waiting any longer"),
     }
     Ok(())
 }
 
-/// SIGTERM, Ctrl-C, or the end of standard input.
-async fn told_to_stop(by_parent: bool) -> Result<(), Error> {
+/// Waits for the next SIGTERM or Ctrl-C. Registered by the call: none that follows it is lost.
+fn next_signal() -> std::io::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate())?;
-    let parent = async {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// Waits for SIGTERM, Ctrl-C, or the end of standard input.
+fn told_to_stop(by_parent: bool) -> std::io::Result<impl Future<Output = ()>> {
+    let signalled = next_signal()?;
+    let parent = async move {
         if !by_parent {
             return std::future::pending().await;
         }
@@ -75,10 +94,10 @@ async fn told_to_stop(by_parent: bool) -> Result<(), Error> {
         // Ends: with standard input.
         while stdin.read(&mut ignored).await.is_ok_and(|count| count > 0) {}
     };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        interrupted = tokio::signal::ctrl_c() => interrupted?,
-        () = parent => {}
-    }
-    Ok(())
+    Ok(async move {
+        tokio::select! {
+            () = signalled => {}
+            () = parent => {}
+        }
+    })
 }

@@ -82,13 +82,13 @@ struct Service {
 
 impl Service {
     fn start(table: &str, options: &[&str]) -> Self {
-        let mut process = program()
-            .args(["serve", "--exit-with-parent", "--listen", "127.0.0.1:0", "--table", table])
-            .args(options)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = program();
+        command.args(["serve", "--exit-with-parent", "--listen", "127.0.0.1:0", "--table", table]);
+        Self::spawn(command.args(options).stdin(Stdio::piped()))
+    }
+
+    fn spawn(command: &mut Command) -> Self {
+        let mut process = command.stdout(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let address = line.trim().strip_prefix("listening on http://").unwrap().to_owned();
@@ -251,6 +251,33 @@ fn two_processes_share_what_they_have_read_and_tell_each_other_of_changes() {
     }
     drop((first, second));
     execute(&format!("DROP TABLE {table}; DROP FUNCTION {table}_tell, {table}_next_version"));
+}
+
+/// A request that hangs is waited for, but not after a second signal.
+#[test]
+fn a_second_signal_ends_the_waiting() {
+    let mut command = program();
+    command.args(["serve", "--listen", "127.0.0.1:0", "--no-listen"]);
+    command.env("DATABASE_URL", "postgres://postgres@127.0.0.1:1/postgres").env_remove("REDIS_URL");
+    let mut service = Service::spawn(command.stderr(Stdio::piped()));
+    let mut hanging = TcpStream::connect(&service.address).unwrap();
+    let head = "PUT /products/1/price HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n\
+                content-length: 9\r\nexpect: 100-continue\r\n\r\n";
+    hanging.write_all(head.as_bytes()).unwrap();
+    // It is under way: the service asks for its body.
+    hanging.read_exact(&mut [0; 25]).unwrap();
+    let pid = service.process.id().to_string();
+    let signal = |name: &str| Command::new("kill").args([name, &pid]).status().unwrap();
+    assert!(signal("-TERM").success());
+    // Ends: the service closes its listener, or does not listen any more because it has ended.
+    while TcpStream::connect(&service.address).is_ok() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(signal("-INT").success());
+    let mut said = String::new();
+    service.process.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(service.process.wait().unwrap().code(), Some(0), "{said}");
+    assert!(said.contains("second signal: not waiting any longer"), "{said}");
 }
 
 #[test]
