@@ -1,10 +1,12 @@
 //! The check of fencing tokens in front of logs of a `voussoir-journal`.
 
 use std::fmt;
+use std::pin::Pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 
 use voussoir_journal::{
-    Commit, Durability, Error, Health, Journal, Lease, Log, ReadError, Receipt,
+    Commit, CommitFuture, Durability, Error, Health, Journal, Lease, Log, ReadError, Receipt,
 };
 
 use crate::fence::{FencingToken, StaleToken};
@@ -19,12 +21,19 @@ const RECORD_BYTES: usize = 9;
 /// greatest token is kept in a log of its own, in the same commit as the first effect under it:
 /// after a crash both are there, or neither.
 ///
+/// A holder has entered once [`enter`](Self::enter) or its first [`commit`](Self::commit) returns.
+/// Until then commits of earlier holders may be under way, and those of other logs may be written
+/// behind its own, for a journal keeps the order of the commits of one log only; from then on
+/// nothing of them comes. Entering costs one commit more, which waits for all that is under way in
+/// the journal.
+///
 /// What is guarded is what goes by this fence: log 0 of the namespace holds the tokens, and all
 /// other logs are the caller's, of any namespace. Who commits to them by the journal itself is not
 /// asked for a token.
 ///
 /// For an exclusive lock, as [`Fence`](crate::Fence) is. One fence is open for a namespace at a
-/// time; two would not know of each other's tokens.
+/// time; two would not know of each other's tokens. What one has handed in before it was dropped
+/// has ended when the next has been opened.
 ///
 /// # Example
 /// ```no_run
@@ -53,10 +62,11 @@ pub struct JournalFence {
 
 #[derive(Debug)]
 struct State {
-    /// The greatest token that has entered. It never falls.
+    /// The greatest token that was handed in. It never falls.
     latest: u64,
-    /// The greatest token whose record is durable. Invariant: `durable <= latest`.
-    durable: u64,
+    /// The greatest token whose record is durable, and before which nothing of a smaller one is
+    /// under way. Invariant: `entered <= latest`.
+    entered: u64,
 }
 
 /// Why a commit was not done, or may not have been.
@@ -69,6 +79,10 @@ pub enum JournalFenceError {
     /// The journal. Its outcome says whether the commit may be found later.
     #[error(transparent)]
     Journal(#[from] Error),
+    /// The commit was done, and the journal failed before it was known that all commits of smaller
+    /// tokens have ended. The holder has not entered: look at what is there once the journal works.
+    #[error("the commit was done, and commits of older tokens may not have ended: {0}")]
+    NotEntered(#[source] Error),
     /// The record of the latest token cannot be read. Nothing was done; with any token the guarded
     /// logs would be open to holders of the past.
     #[error(transparent)]
@@ -97,14 +111,15 @@ impl JournalFenceError {
             Self::Journal(error) if error.outcome() == voussoir_journal::Outcome::Unknown => {
                 Outcome::Unknown
             }
+            Self::NotEntered(_) => Outcome::Unknown,
             _ => Outcome::NotApplied,
         }
     }
 }
 
 impl JournalFence {
-    /// The fence in log 0 of this namespace, with the latest token that was recorded there. Reads
-    /// one record.
+    /// The fence in log 0 of this namespace, with the latest token that was recorded there. Blocks
+    /// for one commit of the journal, and reads one record.
     ///
     /// # Errors
     /// [`JournalFenceError`]; [`Error::Leased`] while another fence has the namespace.
@@ -116,6 +131,9 @@ impl JournalFence {
             Health::Intact => {}
             health => return Err(JournalFenceError::Damaged { log, health }),
         }
+        // Futures of an earlier fence may have been dropped with their commits under way, and the
+        // greatest token among these.
+        journal.commit_blocking(Commit::new())?;
         let bounds = tokens.bounds();
         let latest = if bounds.is_empty() {
             0
@@ -123,7 +141,7 @@ impl JournalFence {
             let record = tokens.read(bounds.end - 1)?;
             decode(&record).ok_or(JournalFenceError::Format { log })?
         };
-        let state = Mutex::new(State { latest, durable: latest });
+        let state = Mutex::new(State { latest, entered: latest });
         Ok(Self { journal: journal.clone(), tokens, state, _lease: lease })
     }
 
@@ -132,8 +150,9 @@ impl JournalFence {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does the commit if no greater token has entered, and shuts smaller ones out. Returns when it
-    /// is durable: [`Durability::Synced`], whatever it asked for.
+    /// Does the commit if no greater token has come, and shuts smaller ones out. Returns when it is
+    /// durable ([`Durability::Synced`], whatever it asked for), and when all that smaller tokens
+    /// have handed in is written or was refused.
     ///
     /// # Errors
     /// [`JournalFenceError`].
@@ -147,29 +166,50 @@ impl JournalFence {
     ) -> Result<Receipt, JournalFenceError> {
         let token = token.get();
         let mut commit = commit.durability(Durability::Synced);
-        // Submitted under the lock: commits to one log are written in the order in which they were
-        // submitted, so none of an older token comes behind one of a newer.
-        let submitted = {
+        // Submitted under the lock: what passes the check is with the journal before the next token
+        // passes it.
+        let (is_new, barrier, submitted) = {
             let mut state = self.state();
             if token < state.latest {
                 return Err(StaleToken { token, latest: state.latest }.into());
             }
             state.latest = token;
-            // Until the record is durable each commit carries it: one that is found after a crash
-            // without its token would let an older holder write behind it.
-            if token > state.durable {
+            let is_new = token > state.entered;
+            let mut barrier = None;
+            if is_new {
+                barrier = self.barrier()?;
+                // Until the record is durable each commit carries it: one that is found after a
+                // crash without its token would let an older holder write behind it.
                 let before = self.tokens.end();
                 commit = commit.append(&self.tokens, [encode(token)]).release(&self.tokens, before);
             }
-            self.journal.commit(commit)
+            (is_new, barrier, self.journal.commit(commit))
         };
         let receipt = submitted.await?;
-        let mut state = self.state();
-        state.durable = state.durable.max(token);
+        if let Some(barrier) = barrier {
+            barrier.await.map_err(JournalFenceError::NotEntered)?;
+        }
+        if is_new {
+            let mut state = self.state();
+            state.entered = state.entered.max(token);
+        }
         Ok(receipt)
     }
 
-    /// Shuts smaller tokens out, durably: before the first read of what is guarded.
+    /// A commit without changes, which is done when all that the journal has accepted before is
+    /// written; `None` if it is done.
+    fn barrier(&self) -> Result<Option<CommitFuture>, Error> {
+        let mut barrier = self.journal.commit(Commit::new());
+        // Without room for it nothing is done; the commit behind it might find room. Its caller
+        // polls it again with a waker of its own.
+        match Pin::new(&mut barrier).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(told) => told.map(|_| None),
+            Poll::Pending => Ok(Some(barrier)),
+        }
+    }
+
+    /// Shuts smaller tokens out, durably: before the first read of what is guarded. Returns when
+    /// all that they have handed in can be read, or was refused; nothing of them comes later.
     ///
     /// # Errors
     /// [`JournalFenceError`].

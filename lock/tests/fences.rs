@@ -3,10 +3,12 @@
 //!
 //! `VOUSSOIR_POWER_LOSSES` sets how many there are (default 300); `VOUSSOIR_SEED` replays one life.
 
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
 
-use voussoir_journal::files::crash::{CrashFiles, Loss};
+use voussoir_journal::files::crash::{CrashFiles, Effect, Fault, Loss, Op, When};
 use voussoir_journal::{Commit, Config, Files, Journal, Log, MemoryFiles};
 use voussoir_lock::journal::{JournalFence, JournalFenceError};
 use voussoir_lock::testing::{FencedError, FencedResource, fence_conformance};
@@ -93,6 +95,112 @@ async fn a_fence_of_a_journal_is_open_once_and_says_what_is_wrong() {
     journal.commit(garbled).await.expect("nobody keeps it from it");
     let other = JournalFence::open(&journal, "ledger").expect_err("of another version");
     assert!(matches!(other, JournalFenceError::Format { .. }), "{other}");
+}
+
+/// The answer of a commit, while the disk works.
+fn until_told<T>(journal: &Journal, call: &mut (impl Future<Output = T> + Unpin)) -> T {
+    let mut context = Context::from_waker(Waker::noop());
+    // Ends: the journal answers each commit.
+    loop {
+        match Pin::new(&mut *call).poll(&mut context) {
+            Poll::Ready(told) => return told,
+            Poll::Pending => journal.work(0),
+        };
+    }
+}
+
+fn is_under_way<T>(call: &mut (impl Future<Output = T> + Unpin)) -> bool {
+    Pin::new(call).poll(&mut Context::from_waker(Waker::noop())).is_pending()
+}
+
+/// More than the journal lets pass before small commits.
+fn large() -> Vec<u8> {
+    vec![7; 900 << 10]
+}
+
+/// Small commits overtake large ones of other logs, and the log of tokens is another one. So is a
+/// log that the next holder writes to first.
+#[test]
+fn nothing_of_an_older_token_comes_once_a_newer_has_entered() {
+    for by_a_commit in [false, true] {
+        let files = Arc::new(MemoryFiles::new());
+        let journal = Journal::open_with(files, Config::manual()).expect("it opens");
+        let fence = JournalFence::open(&journal, "fence").expect("it opens");
+        let logs = [1, 2, 3].map(|id| journal.log("ledger", id).expect("a name"));
+        let (old, new) = (FencingToken::new(5), FencingToken::new(6));
+        until_told(&journal, &mut Box::pin(fence.enter(old))).expect("nobody has entered");
+        let large = large();
+        let mut writes: Vec<_> = (0..6)
+            .map(|at| {
+                let commit = Commit::new().append(&logs[at % 2], [&large]);
+                Box::pin(fence.commit(old, commit))
+            })
+            .collect();
+        assert!(writes.iter_mut().all(is_under_way), "{by_a_commit}: the disk stands still");
+        // Its caller is gone, and it goes on.
+        drop(writes.pop());
+        if by_a_commit {
+            // Of two at once, none has entered before what was under way has ended.
+            let commit = || fence.commit(new, Commit::new().append(&logs[2], ["by 6"]));
+            let (mut first, mut second) = (Box::pin(commit()), Box::pin(commit()));
+            assert!(is_under_way(&mut first) && is_under_way(&mut second));
+            until_told(&journal, &mut second).expect("it is newer");
+        } else {
+            until_told(&journal, &mut Box::pin(fence.enter(new))).expect("it is newer");
+        }
+        let seen = [logs[0].end(), logs[1].end()];
+        assert_eq!(seen, [3, 3], "{by_a_commit}: 6 reads all that 5 has handed in");
+        for write in &mut writes {
+            until_told(&journal, write).expect("it was handed in before 6 came");
+        }
+        assert_eq!(seen, [logs[0].end(), logs[1].end()], "{by_a_commit}");
+    }
+}
+
+#[test]
+fn a_fence_that_is_opened_again_knows_what_was_under_way() {
+    let files = Arc::new(MemoryFiles::new());
+    let journal = Journal::open_with(files, Config::manual()).expect("it opens");
+    let fence = JournalFence::open(&journal, "fence").expect("it opens");
+    let ledger = journal.log("ledger", 1).expect("a name");
+    let [old, new] = [5, 6].map(FencingToken::new);
+    until_told(&journal, &mut Box::pin(fence.enter(old))).expect("nobody has entered");
+    let mut write = Box::pin(fence.commit(new, Commit::new().append(&ledger, [large()])));
+    assert!(is_under_way(&mut write), "the disk stands still");
+    drop(write);
+    drop(fence);
+    let fence = JournalFence::open(&journal, "fence").expect("it is free");
+    assert_eq!((fence.latest(), ledger.end()), (6, 1));
+    let late = until_told(&journal, &mut Box::pin(fence.enter(old))).expect_err("6 has entered");
+    assert!(matches!(late, JournalFenceError::Stale(_)), "{late}");
+}
+
+/// A journal that fails behind the commit, and before what was under way has ended.
+#[test]
+fn a_holder_has_not_entered_when_the_journal_fails_before_the_older_have_ended() {
+    let disk = CrashFiles::new(1);
+    let journal = Journal::open_with(disk.mount(), Config::manual()).expect("it opens");
+    let fence = JournalFence::open(&journal, "fence").expect("it opens");
+    let ledger = journal.log("ledger", 1).expect("a name");
+    let (old, new) = (FencingToken::new(5), FencingToken::new(6));
+    until_told(&journal, &mut Box::pin(fence.enter(old))).expect("nobody has entered");
+    let large = large();
+    let mut writes: Vec<_> = (0..6)
+        .map(|_| Box::pin(fence.commit(old, Commit::new().append(&ledger, [&large]))))
+        .collect();
+    assert!(writes.iter_mut().all(is_under_way), "the disk stands still");
+    let mut entering = Box::pin(fence.enter(new));
+    assert!(is_under_way(&mut entering));
+    let tokens = journal.log("fence", 0).expect("it is there");
+    // Ends: the record of 6 is small, and overtakes.
+    while tokens.end() == 1 {
+        journal.work(0);
+    }
+    assert!(ledger.end() < 6, "some are under way");
+    disk.inject(Fault::new(Op::Sync, When::From(0), Effect::Fail));
+    let failed = until_told(&journal, &mut entering).expect_err("the disk has failed");
+    assert!(matches!(failed, JournalFenceError::NotEntered(_)), "{failed}");
+    assert_eq!(failed.outcome(), Outcome::Unknown, "{failed}");
 }
 
 static SITUATIONS: [&str; 5] = [
@@ -215,9 +323,9 @@ async fn life(seed: u64, seen: &Situations) {
 /// Polls a call once: `None` if it waits for the disk.
 async fn polled<F: Future + Unpin>(call: &mut F) -> Option<F::Output> {
     std::future::poll_fn(|cx| {
-        std::task::Poll::Ready(match std::pin::Pin::new(&mut *call).poll(cx) {
-            std::task::Poll::Ready(done) => Some(done),
-            std::task::Poll::Pending => None,
+        Poll::Ready(match Pin::new(&mut *call).poll(cx) {
+            Poll::Ready(done) => Some(done),
+            Poll::Pending => None,
         })
     })
     .await
