@@ -179,6 +179,35 @@ async fn an_answer_that_was_heard_outlives_the_errors_after_it() {
     assert_eq!(acquired, Ok(Acquired::Queued));
 }
 
+/// A client that waits at its node hears of its place at the end of the wait; its session goes on
+/// meanwhile.
+#[tokio::test(start_paused = true)]
+async fn a_wait_over_a_network_does_not_use_up_the_session() {
+    let net = network();
+    let memory = memory();
+    let _node = serve(&net, 1, memory.clone());
+    let mut config = LeaseConfig::default();
+    config.ttl = 60 * SECOND;
+    let service = NetLocks::new(Arc::new(net.join(100)), LOCKS, [1]);
+    let clock = Arc::new(TokioClock::default());
+    let opened = Session::open_with_clock(service, config, SECOND, clock).await;
+    let session = opened.expect("the service works");
+    let holder = NetLocks::new(Arc::new(net.join(101)), LOCKS, [1]);
+    let held = open(&holder).await.lock("a").within(SECOND).await.expect("it is free");
+    let waiting = session.clone();
+    let waiter = tokio::spawn(async move { waiting.lock("a").within(3600 * SECOND).await });
+    for round in 0..=10_000 {
+        // Time passes, as it does in every real network.
+        sleep(MS).await;
+        let guard = session.lock("b").try_within(SECOND).await;
+        let guard = guard.unwrap_or_else(|error| panic!("round {round}: {error}"));
+        let released = guard.expect("it is free").release(SECOND).await;
+        assert_eq!(released, Released::Released, "round {round}");
+    }
+    assert_eq!(held.release(SECOND).await, Released::Released);
+    waiter.await.expect("no panic").expect("its turn has come").permit().expect("it is held");
+}
+
 fn acquisition() -> Acquisition {
     Acquisition {
         session: SESSION,

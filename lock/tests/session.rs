@@ -17,8 +17,14 @@ fn config() -> LeaseConfig {
 }
 
 async fn open(service: &Arc<dyn LockService<Grants = Fenced>>) -> Session {
+    open_for(service, SECOND).await
+}
+
+async fn open_for(service: &Arc<dyn LockService<Grants = Fenced>>, ttl: Duration) -> Session {
+    let mut config = config();
+    config.ttl = ttl;
     let clock = Arc::new(TokioClock::default());
-    let opened = Session::open_with_clock(Arc::clone(service), config(), SECOND, clock).await;
+    let opened = Session::open_with_clock(Arc::clone(service), config, SECOND, clock).await;
     opened.expect("the service works")
 }
 
@@ -392,19 +398,20 @@ async fn the_end_of_the_session_ends_an_acquisition_that_is_not_answered() {
     assert!(begun.elapsed() < 100 * MS, "{:?}", begun.elapsed());
 }
 
-/// What is held or waits is known to the service, and keeps no number that came after it.
+/// What is held or waits is known to the service, and keeps no number that came after it: also when
+/// the service says so only at the end of the wait, long after.
 #[tokio::test(start_paused = true)]
 async fn a_lock_that_is_held_for_long_does_not_use_up_the_session() {
     let memory = memory();
     let service: Arc<dyn LockService<Grants = Fenced>> = memory.clone();
-    let (session, other) = (open(&service).await, open(&service).await);
+    // The service answers a waiter no sooner than this.
+    let (session, other) = (open_for(&service, 60 * SECOND).await, open(&service).await);
     let leader = session.lock("leader").within(SECOND).await.expect("it is free");
     let elsewhere = other.lock("elsewhere").within(SECOND).await.expect("it is free");
     let waiting = session.clone();
     let waiter = tokio::spawn(async move { waiting.lock("elsewhere").within(60 * SECOND).await });
-    // Longer than the time to live: the waiter has asked twice.
-    sleep(2 * SECOND).await;
     for round in 0..=10_000 {
+        sleep(MS).await;
         let guard = session.lock("b").try_within(MS).await;
         let guard = guard.unwrap_or_else(|error| panic!("round {round}: {error}"));
         let released = guard.expect("it is free").release(MS).await;

@@ -36,6 +36,13 @@ pub enum LockError {
 }
 
 impl LockError {
+    fn of(error: ServiceError) -> Self {
+        match error {
+            ServiceError::Rejected(rejection) => rejection.into(),
+            error => Self::Unavailable(error),
+        }
+    }
+
     /// Whether the same call may succeed later in the same session.
     pub fn is_retryable(&self) -> bool {
         match self {
@@ -148,6 +155,10 @@ impl<'a, K: GrantKind> AcquireMany<'a, K> {
     }
 }
 
+/// The time to answer, at first, of a service that is only to say whether a request waits. It is
+/// doubled at each attempt, for one that is farther away.
+const HURRY: Duration = Duration::from_millis(10);
+
 /// `None` if it is not granted by the deadline, or is not free and shall not wait.
 async fn acquire<K: GrantKind>(
     handle: &Arc<Handle<K>>,
@@ -159,8 +170,9 @@ async fn acquire<K: GrantKind>(
 ) -> Result<Option<Guard<K>>, LockError> {
     let shared = &handle.shared;
     let place = Place::new(Arc::clone(handle));
-    let mut retries = Retries::new();
-    let mut is_queued = false;
+    let (mut retries, mut is_queued) = (Retries::new(), false);
+    // A service that hangs is asked again, within the time that a session survives without it.
+    let (mut patience, mut is_hurried) = (shared.ttl, false);
     // Ends: the deadline passes, or the session ends.
     loop {
         shared.check()?;
@@ -173,14 +185,20 @@ async fn acquire<K: GrantKind>(
             wait,
             lock_delay,
         };
-        // A service that hangs is asked again, within the time that a session survives without it.
-        let until = deadline.min(Instant::now() + shared.ttl);
+        let until = deadline.min(Instant::now() + patience);
         let asked = by(until, shared.service.acquire(&acquisition, until));
         let answer = tokio::select! {
             biased;
             () = shared.ended() => return Err(SessionLost.into()),
             answer = asked => answer,
+            // While it is not known to have arrived, the service keeps what came after it: it is
+            // asked at once whether it waits.
+            () = shared.requests.holds_up_others(place.request()), if !is_hurried => {
+                (patience, is_hurried) = (HURRY, true);
+                continue;
+            }
         };
+        patience = (2 * patience).min(shared.ttl);
         let error = match answer {
             Ok(Acquired::Granted { token }) => {
                 let guard = place.granted(name.clone(), token);
@@ -194,6 +212,7 @@ async fn acquire<K: GrantKind>(
             Ok(Acquired::Queued) if Instant::now() >= deadline => return Ok(None),
             Ok(Acquired::Queued) => {
                 place.arrived();
+                patience = shared.ttl;
                 // A service that does not wait to the end is not asked without a pause.
                 if Instant::now() < until && !retries.pause(deadline).await {
                     return Ok(None);
@@ -221,10 +240,7 @@ async fn acquire<K: GrantKind>(
             if is_queued {
                 return Ok(None);
             }
-            return Err(match error {
-                ServiceError::Rejected(rejection) => rejection.into(),
-                error => LockError::Unavailable(error),
-            });
+            return Err(LockError::of(error));
         }
         is_queued = false;
     }
