@@ -1,7 +1,7 @@
 //! The client over the network, with scripted and slow services, on paused time.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -179,6 +179,25 @@ async fn an_answer_that_was_heard_outlives_the_errors_after_it() {
     assert_eq!(acquired, Ok(Acquired::Queued));
 }
 
+/// A service behind the network may answer at once that the lock is held, or that nothing is new.
+#[tokio::test(start_paused = true)]
+async fn a_service_that_does_not_wait_is_asked_in_pauses_over_a_network() {
+    let net = network();
+    let scripted = Scripted::new([], false);
+    scripted.is_impatient.store(true, Relaxed);
+    let _node = serve(&net, 1, scripted.clone());
+    let service = NetLocks::new(Arc::new(net.join(100)), LOCKS, [1]);
+    let acquired = service.acquire(&acquisition(), Instant::now() + 5 * SECOND).await;
+    assert_eq!(acquired, Ok(Acquired::Queued));
+    let asked = scripted.asked.swap(0, Relaxed);
+    assert!((20..100).contains(&asked), "{asked} times in 5 s");
+    let known = Some(LockView::default().version);
+    let view = service.view(&"a".into(), known, Instant::now() + 5 * SECOND).await;
+    assert_eq!(view, Ok(LockView::default()));
+    let asked = scripted.asked.swap(0, Relaxed);
+    assert!((20..100).contains(&asked), "{asked} times in 5 s");
+}
+
 /// A client that waits at its node hears of its place at the end of the wait; its session goes on
 /// meanwhile.
 #[tokio::test(start_paused = true)]
@@ -226,6 +245,10 @@ struct Scripted {
     is_silent: bool,
     /// Whether the next acquisition is answered with a place in the queue, before the script.
     queued: AtomicBool,
+    /// Whether acquisitions wait for ever, and are told so at once.
+    is_impatient: AtomicBool,
+    /// Acquisitions and views that have come.
+    asked: AtomicUsize,
     /// When this node, which is number 1, becomes the leader.
     leads_at: Instant,
 }
@@ -241,7 +264,16 @@ impl Scripted {
         is_silent: bool,
     ) -> Arc<Self> {
         let errors = Mutex::new(errors.into_iter().collect());
-        Arc::new(Self { errors, is_silent, queued: AtomicBool::new(false), leads_at })
+        let (queued, is_impatient) = (AtomicBool::new(false), AtomicBool::new(false));
+        let asked = AtomicUsize::new(0);
+        Arc::new(Self { errors, is_silent, queued, is_impatient, asked, leads_at })
+    }
+
+    /// Time does not pass for a client that asks without a pause: it gets no answer in the end.
+    async fn count(&self) {
+        if self.asked.fetch_add(1, Relaxed) >= 1_000 {
+            std::future::pending::<()>().await;
+        }
     }
 
     async fn answer(&self) -> Result<(), ServiceError> {
@@ -272,7 +304,8 @@ impl LockService for Scripted {
         if Instant::now() < self.leads_at {
             return Err(ServiceError::NotLeader { leader: None });
         }
-        if self.queued.swap(false, Relaxed) {
+        self.count().await;
+        if self.queued.swap(false, Relaxed) || self.is_impatient.load(Relaxed) {
             return Ok(Acquired::Queued);
         }
         self.answer().await.map(|()| Acquired::Granted { token: 1 })
@@ -287,6 +320,7 @@ impl LockService for Scripted {
     }
 
     async fn view(&self, _: &Bytes, _: Option<u64>, _: Instant) -> Result<LockView, ServiceError> {
+        self.count().await;
         Ok(LockView::default())
     }
 
