@@ -12,6 +12,9 @@ use crate::fence::FencingToken;
 use crate::service::{Fenced, GrantKind, LockService, ServiceError};
 use crate::session::{Guard, LockError, Permit, Released, Retries, Session, SessionLost, by};
 
+/// The longest that finished work waits until its leadership is known to be resigned.
+const RESIGN: Duration = Duration::from_secs(1);
+
 /// An election of one leader at a time, among the sessions that campaign under its name.
 ///
 /// # Example
@@ -66,8 +69,8 @@ impl<K: GrantKind> Election<K> {
         Self { session: session.clone(), name: name.into() }
     }
 
-    /// Waits until this session leads, at most `within` this time, and proclaims `value`, at most
-    /// 4,088 bytes. Candidates lead in the order in which they came.
+    /// Waits until this session leads and has proclaimed `value`, at most 4,088 bytes; both at most
+    /// `within` this time. Candidates lead in the order in which they came.
     ///
     /// # Errors
     /// [`LockError`]; this session does not lead then, and does not wait to.
@@ -83,8 +86,6 @@ impl<K: GrantKind> Election<K> {
         let guard = self.session.lock(self.name.clone()).within(within).await?;
         let leadership = Leadership { guard };
         let left = deadline.saturating_duration_since(Instant::now());
-        // Elected at the last moment: what the session lives for is time enough.
-        let left = left.max(self.session.handle.shared.ttl);
         let proclaimed = leadership.guard.run(leadership.proclaim(value, left)).await?;
         match proclaimed {
             Ok(()) => Ok(leadership),
@@ -94,7 +95,9 @@ impl<K: GrantKind> Election<K> {
     }
 
     /// Campaigns, and runs `work` for as long as this session leads: the future is dropped when the
-    /// leadership is lost, before the service lets others lead. Resigns after it.
+    /// leadership is lost, before the service lets others lead. Resigns after it, and waits until
+    /// the service has confirmed that, at most a second and at most `within`; without an answer it
+    /// is resigned in the background.
     ///
     /// # Errors
     /// [`LockError`]: this session was not elected, or was, and lost the leadership before `work`
@@ -110,9 +113,8 @@ impl<K: GrantKind> Election<K> {
     ) -> Result<T, LockError> {
         let leadership = self.campaign(value, within).await?;
         let done = leadership.guard.run(work(&leadership)).await?;
-        let ttl = self.session.handle.shared.ttl;
         // It is released in the background if the service does not answer.
-        let _ = leadership.resign(ttl).await;
+        let _ = leadership.resign(within.min(RESIGN)).await;
         Ok(done)
     }
 

@@ -48,6 +48,8 @@ struct Faulty {
     open_delay_ms: AtomicU64,
     /// Whether acquisitions are never answered.
     hangs: AtomicBool,
+    /// Whether releases and values are never answered.
+    is_mute: AtomicBool,
     /// Whether acquisitions and views are answered at once, whatever their deadline is.
     is_impatient: AtomicBool,
     /// Acquisitions and views that were answered so.
@@ -68,6 +70,7 @@ impl Faulty {
             renewal_delay_ms,
             open_delay_ms: AtomicU64::new(0),
             hangs: AtomicBool::new(false),
+            is_mute: AtomicBool::new(false),
             is_impatient: AtomicBool::new(false),
             impatient: AtomicUsize::new(0),
         })
@@ -80,6 +83,12 @@ impl Faulty {
         let count = self.impatient.fetch_add(1, Relaxed);
         assert!(count < 1_000, "it is asked without a pause");
         Instant::now()
+    }
+
+    async fn mute(&self) {
+        if self.is_mute.load(Relaxed) {
+            std::future::pending::<()>().await;
+        }
     }
 
     fn answer<T>(&self, answer: Result<T, ServiceError>) -> Result<T, ServiceError> {
@@ -130,10 +139,12 @@ impl LockService for Faulty {
 
     async fn release(&self, session: u64, request: u64, by: Instant) -> Result<(), ServiceError> {
         self.releases.fetch_add(1, Relaxed);
+        self.mute().await;
         self.answer(self.service.release(session, request, by).await)
     }
 
     async fn set_value(&self, value: &NewValue, deadline: Instant) -> Result<(), ServiceError> {
+        self.mute().await;
         self.answer(self.service.set_value(value, deadline).await)
     }
 
@@ -451,6 +462,31 @@ async fn an_observer_of_a_service_that_does_not_wait_asks_in_pauses() {
     }
     let asked = faulty.impatient.load(Relaxed);
     assert!((20..100).contains(&asked), "{asked} times in 5 s");
+}
+
+/// A service that does not answer keeps neither a campaign nor the result of finished work, however
+/// long the session lives.
+#[tokio::test(start_paused = true)]
+async fn an_election_ends_in_the_time_of_its_caller() {
+    let faulty = Faulty::new(memory());
+    let service: Arc<dyn LockService<Grants = Fenced>> = faulty.clone();
+    let session = open_for(&service, 600 * SECOND).await;
+    faulty.is_mute.store(true, Relaxed);
+    let begun = Instant::now();
+    let campaign = Election::new(&session, "a").campaign("v", SECOND).await;
+    let unavailable = campaign.expect_err("its value is not set");
+    assert!(matches!(unavailable, LockError::Unavailable(_)), "{unavailable}");
+    assert_eq!(begun.elapsed(), SECOND);
+    for (name, within) in [("b", 60 * SECOND), ("c", 300 * MS)] {
+        faulty.is_mute.store(false, Relaxed);
+        let (election, begun) = (Election::new(&session, name), Instant::now());
+        let work = async |_: &Leadership| {
+            faulty.is_mute.store(true, Relaxed);
+            7
+        };
+        assert_eq!(election.run_while_leader("v", within, work).await, Ok(7));
+        assert_eq!(begun.elapsed(), within.min(SECOND));
+    }
 }
 
 /// A time to wait may be any duration.
