@@ -57,7 +57,8 @@ pub(crate) enum Change {
 }
 
 impl Commit {
-    /// A commit without operations, [`Durability::Synced`].
+    /// A commit without operations, [`Durability::Synced`]. Given to a journal as it is, it is a
+    /// barrier: it is told after all commits that were accepted before it, of whatever logs.
     pub fn new() -> Self {
         Self::default()
     }

@@ -383,6 +383,35 @@ fn a_change_that_another_has_made_is_told_after_it() {
     assert_eq!(*is_told.lock(), Some(2), "a small commit that waits for nothing overtakes");
 }
 
+/// It is a barrier behind small and large commits of all logs.
+#[test]
+fn a_commit_without_operations_overtakes_none() {
+    let journal = Journal::open_with(Arc::new(MemoryFiles::new()), overtaking().config).unwrap();
+    let [large, other, small] = [1, 2, 3].map(|id| journal.log("t", id).unwrap());
+    let submit = |commit: Commit| journal.submit(commit, |_| {}).unwrap();
+    for _ in 0..4 {
+        for log in [&large, &other] {
+            submit(Commit::new().append(log, [vec![7; 60_000], vec![7; 60_000]]));
+        }
+        submit(Commit::new().append(&small, ["x"]));
+    }
+    let (told, is_told) = (Arc::new(Mutex::new(None)), Arc::new(Mutex::new(None)));
+    let (seen, logs) = (Arc::clone(&told), [&large, &other, &small].map(Log::clone));
+    let ends = move || logs.each_ref().map(Log::end);
+    let before = ends.clone();
+    journal.submit(Commit::new(), move |_| *seen.lock() = Some(before())).unwrap();
+    let seen = Arc::clone(&is_told);
+    journal
+        .submit(Commit::new().append(&small, ["y"]), move |_| *seen.lock() = Some(ends()))
+        .unwrap();
+    while told.lock().is_none() {
+        journal.work(0);
+    }
+    assert_eq!(told.lock().unwrap()[..2], [8, 8], "all that were accepted before it");
+    let overtaken = is_told.lock().expect("it is told");
+    assert!(overtaken[0] < 8, "a small commit does not wait for it: {overtaken:?}");
+}
+
 /// A journal of 1,000 logs, each of which has records in each full segment.
 fn full_of_a_thousand_logs(disk: &CrashFiles) -> (Journal, Vec<Log>, Config) {
     full_with(manual(), disk)
