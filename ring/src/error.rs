@@ -122,6 +122,9 @@ pub enum RangeError {
     /// A range needs at least one owner, each named once.
     #[error("a range needs at least one owner, each named once")]
     BadOwners,
+    /// The epoch counter is at its end, so the next map could not be told from this one.
+    #[error("the epoch counter is exhausted")]
+    EpochExhausted,
 }
 
 /// Why a geographic map could not be built. Nothing was built.

@@ -100,7 +100,8 @@ impl RangeMap {
     /// keep the owners and get new ids.
     ///
     /// # Errors
-    /// [`RangeError::SplitAtStart`], [`RangeError::KeyTooLong`], [`RangeError::TooManyRanges`].
+    /// [`RangeError::SplitAtStart`], [`RangeError::KeyTooLong`], [`RangeError::TooManyRanges`],
+    /// [`RangeError::EpochExhausted`].
     pub fn split(&self, key: &[u8]) -> Result<Self, RangeError> {
         if key.len() > MAX_KEY_BYTES {
             return Err(RangeError::KeyTooLong(key.len()));
@@ -112,7 +113,7 @@ impl RangeMap {
         if *self.ranges[at].start == *key {
             return Err(RangeError::SplitAtStart(self.ranges[at].id));
         }
-        let mut map = self.next();
+        let mut map = self.next()?;
         let right = KeyRange { id: map.fresh_id(), start: key.into(), ..map.ranges[at].clone() };
         map.ranges[at].id = map.fresh_id();
         map.ranges.insert(at + 1, right);
@@ -123,14 +124,15 @@ impl RangeMap {
     /// Joins a range and the one to its right, which must have the same owners in the same order.
     ///
     /// # Errors
-    /// [`RangeError::UnknownRange`], [`RangeError::NoNeighbour`], [`RangeError::OwnersDiffer`].
+    /// [`RangeError::UnknownRange`], [`RangeError::NoNeighbour`], [`RangeError::OwnersDiffer`],
+    /// [`RangeError::EpochExhausted`].
     pub fn merge(&self, left: u64) -> Result<Self, RangeError> {
         let at = self.position(left)?;
         let right = self.ranges.get(at + 1).ok_or(RangeError::NoNeighbour(left))?;
         if right.owners != self.ranges[at].owners {
             return Err(RangeError::OwnersDiffer { left, right: right.id });
         }
-        let mut map = self.next();
+        let mut map = self.next()?;
         map.ranges.remove(at + 1);
         map.heads.remove(at + 1);
         map.ranges[at].id = map.fresh_id();
@@ -140,11 +142,11 @@ impl RangeMap {
     /// Gives a range to other nodes.
     ///
     /// # Errors
-    /// [`RangeError::UnknownRange`], [`RangeError::BadOwners`].
+    /// [`RangeError::UnknownRange`], [`RangeError::BadOwners`], [`RangeError::EpochExhausted`].
     pub fn assign(&self, id: u64, ids: &[u64]) -> Result<Self, RangeError> {
         let at = self.position(id)?;
         let owners = owners(ids)?;
-        let mut map = self.next();
+        let mut map = self.next()?;
         map.ranges[at].owners = owners;
         Ok(map)
     }
@@ -154,8 +156,9 @@ impl RangeMap {
         found.ok_or(RangeError::UnknownRange(id))
     }
 
-    fn next(&self) -> Self {
-        Self { epoch: self.epoch + 1, ..self.clone() }
+    fn next(&self) -> Result<Self, RangeError> {
+        let epoch = self.epoch.checked_add(1).ok_or(RangeError::EpochExhausted)?;
+        Ok(Self { epoch, ..self.clone() })
     }
 
     fn fresh_id(&mut self) -> u64 {

@@ -41,6 +41,16 @@ fn topologies_refuse_duplicates_strangers_and_crowds() {
     assert_eq!(last.with(Node::new(2)), Err(TopologyError::EpochExhausted));
 }
 
+#[test]
+fn the_last_epoch_has_no_next() {
+    let map = RangeMap::new(u64::MAX - 1, &[1]).unwrap().split(b"m").unwrap();
+    assert_eq!(map.epoch(), u64::MAX);
+    let ids = [map.range(b"a").id, map.range(b"z").id];
+    assert_eq!(map.split(b"t"), Err(RangeError::EpochExhausted));
+    assert_eq!(map.merge(ids[0]), Err(RangeError::EpochExhausted));
+    assert_eq!(map.assign(ids[1], &[2]), Err(RangeError::EpochExhausted));
+}
+
 proptest! {
     #[test]
     fn a_weight_is_in_range_or_refused(ratio in any::<f64>(), milli in any::<u32>()) {
