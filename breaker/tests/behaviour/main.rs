@@ -5,4 +5,5 @@ mod by_hand;
 mod composition;
 mod foreign;
 mod half_open;
+mod healthy;
 mod policies;

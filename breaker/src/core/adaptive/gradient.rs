@@ -1,9 +1,9 @@
 //! A limit from the gradient of the latency.
 
-use super::probe::{Probe, Step};
+use super::probe::{Mean, Probe, Step};
 use super::{Bounded, LimitAlgorithm, LimitSample};
 
-/// Latency above that of a probe at half the limit that may pass for none. Below 2, or the limit
+/// Latency above that measured at half the limit that may pass for none. Below 2, or the limit
 /// that a probe finds would be higher than the one it was taken at.
 const PROBED_TOLERANCE: f64 = 1.5;
 
@@ -46,25 +46,27 @@ impl Default for Gradient2Config {
     }
 }
 
-/// Compares the latency with its long-term average: `limit * average / latency`, plus room for a
-/// queue while there is no sign of one.
+/// Compares the mean latency of the last limit's worth of calls with its long-term average:
+/// `limit * average / latency`, plus room for a queue while there is no sign of one. The latency
+/// of a single call is no sign: a dependency whose answers take now 5, now 50 ms has no queue.
 ///
 /// The room is given only while the gradient is 1. Given always, a slight and lasting overload
 /// lets the limit creep up for ever.
 ///
-/// Under a load that always fills the limit the average drifts up with the queue. So a probe at
-/// half the limit measures the latency now and then, and no more than 1.5 times that passes for
-/// unloaded.
+/// Under a load that always fills the limit the average drifts up with the queue. So the latency
+/// of calls that begin beside at most half of the limit is measured now and then, and no more than
+/// 1.5 times that passes for unloaded. The limit is lowered to half for it only if the load leaves
+/// no such calls.
 ///
 /// Source: Netflix concurrency-limits `Gradient2Limit`, and its issue 134.
 #[derive(Clone, Debug)]
 pub struct Gradient2 {
     config: Gradient2Config,
     limit: Bounded,
-    long: f64,
-    samples: u32,
+    recent: Mean,
+    long: Mean,
     probe: Probe,
-    /// Mean latency of the last probe.
+    /// What the last probe has found.
     probed: Option<f64>,
     cut_at: Option<u64>,
 }
@@ -74,7 +76,8 @@ impl Gradient2 {
     pub fn new(config: Gradient2Config) -> Self {
         let limit = Bounded::new(config.initial, config.min, config.max);
         let probe = Probe::new(config.probe_after);
-        Self { config, limit, long: 0.0, samples: 0, probe, probed: None, cut_at: None }
+        let mean = Mean::default();
+        Self { config, limit, recent: mean, long: mean, probe, probed: None, cut_at: None }
     }
 
     fn cut(&mut self, sample: &LimitSample) {
@@ -84,18 +87,6 @@ impl Gradient2 {
             self.limit.set(self.limit.value * 0.9);
         }
     }
-
-    /// The average grows into its window, then forgets exponentially.
-    fn average(&mut self, latency: f64) -> f64 {
-        let window = self.config.long_window.max(1);
-        self.samples = self.samples.saturating_add(1).min(window);
-        self.long += (latency - self.long) / f64::from(self.samples);
-        // After an overload the average is high and would hide the next one.
-        if self.long > latency * 2.0 {
-            self.long *= 0.95;
-        }
-        self.long
-    }
 }
 
 impl LimitAlgorithm for Gradient2 {
@@ -104,27 +95,36 @@ impl LimitAlgorithm for Gradient2 {
     }
 
     fn update(&mut self, sample: &LimitSample) -> usize {
-        let step = self.probe.step(sample, self.limit);
+        match self.probe.step(sample, self.limit) {
+            Step::Go => {}
+            Step::Found(mean) => self.probed = Some(mean),
+            Step::Probing(half) => {
+                if sample.is_overload {
+                    self.cut(sample);
+                }
+                return half.min(self.limit.get());
+            }
+        }
         if sample.is_overload {
             self.cut(sample);
             return self.limit.get();
         }
-        match step {
-            Step::Go => {}
-            Step::Probing(half) => return half,
-            Step::Found(seen) => self.probed = Some(seen.mean()),
-        }
         let latency = sample.latency as f64;
-        let long = self.average(latency);
+        self.recent.add(latency, self.limit.window());
+        self.long.add(latency, self.config.long_window.max(1));
+        // After an overload the average is high and would hide the next one.
+        if self.long.value > self.recent.value * 2.0 {
+            self.long.value *= 0.95;
+        }
         if !self.limit.is_used_by(sample.running) {
             return self.limit.get();
         }
         let tolerance = self.config.tolerance.max(1.0);
-        let mut unloaded = tolerance * long;
+        let mut unloaded = tolerance * self.long.value;
         if let Some(probed) = self.probed {
             unloaded = unloaded.min(PROBED_TOLERANCE * probed);
         }
-        let gradient = (unloaded / latency).clamp(0.5, 1.0);
+        let gradient = (unloaded / self.recent.value).clamp(0.5, 1.0);
         let room = if gradient >= 1.0 { self.config.queue as f64 } else { 0.0 };
         let goal = self.limit.value * gradient + room;
         let weight = self.config.smoothing.clamp(0.01, 1.0);

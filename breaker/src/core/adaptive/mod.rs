@@ -46,6 +46,9 @@ pub trait LimitAlgorithm: Send + fmt::Debug {
     fn update(&mut self, sample: &LimitSample) -> usize;
 }
 
+/// Calls over which a latency is averaged, at least.
+const MIN_WINDOW: u32 = 20;
+
 /// A limit between two bounds, as a float, so that steps smaller than one add up.
 #[derive(Clone, Copy, Debug)]
 struct Bounded {
@@ -72,6 +75,11 @@ impl Bounded {
     /// Half of the limit, at least `min`.
     fn half(self) -> usize {
         (self.value / 2.0).max(self.min) as usize
+    }
+
+    /// Calls over which the latency of late is averaged: a limit's worth, and not too few.
+    fn window(self) -> u32 {
+        (self.value as u32).max(MIN_WINDOW)
     }
 
     /// Whether at least half of the limit is in use: else a sample is no reason to raise it.
