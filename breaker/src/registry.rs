@@ -11,7 +11,7 @@ use parking_lot::RwLock;
 
 use crate::breaker::{Breaker, State};
 use crate::clock::{Clock, default_clock};
-use crate::config::BreakerConfig;
+use crate::config::{BreakerConfig, nanos};
 use crate::error::{ConfigError, RegistryFull};
 
 /// Breakers that a full registry examines to make room for a new one.
@@ -21,9 +21,12 @@ const MAX_LOOKS: usize = 64;
 ///
 /// A full one lets go of a closed breaker that nobody holds: of the 64 whose turn it is to be
 /// looked at, the one whose window holds the fewest failures and slow calls, and among equals the
-/// one that was asked for least recently. One that is not closed is never let go. So a crowd of new
-/// keys can neither make a sick dependency look well nor keep one from being found sick, unless
-/// the crowd fails as much.
+/// one that was asked for least recently. If none of them is closed, it lets go of the one whose
+/// probes have been due for the longest without a verdict, for
+/// [`max_open_for`](BreakerConfig::max_open_for) at least: hardly anybody calls its dependency any
+/// more. One that is set by hand to be forced open, forced closed or metrics only is never let go.
+/// So a crowd of new keys can neither make a sick dependency look well nor keep one from being
+/// found sick, unless the crowd fails as much.
 ///
 /// `Hash`, `Eq` and `Clone` of the key run under the registry's lock and must not call it; its
 /// `Display`, its `Drop` and the clock do not.
@@ -86,8 +89,9 @@ impl<K: Hash + Eq + Clone + fmt::Display> Registry<K> {
     /// lock.
     ///
     /// # Errors
-    /// The registry is full, and each of the 64 breakers that it has looked at is not closed, or
-    /// is held by somebody. The next call looks at the next 64.
+    /// The registry is full, and each of the 64 breakers that it has looked at is held by
+    /// somebody, or is not closed and has opened not long ago. The next call looks at
+    /// the next 64.
     ///
     /// # Panics
     /// Never: the configuration was validated with the registry.
@@ -104,6 +108,7 @@ impl<K: Hash + Eq + Clone + fmt::Display> Registry<K> {
         let entry =
             Entry { key: key.clone(), breaker: Arc::clone(&breaker), used: AtomicU64::new(used) };
         let now = self.clock.now();
+        let abandoned = now.checked_sub(nanos(self.config.max_open_for));
         let mut kept = self.kept.write();
         // Another thread inserted the key first.
         if let Some(breaker) = kept.find(key, used) {
@@ -113,7 +118,8 @@ impl<K: Hash + Eq + Clone + fmt::Display> Registry<K> {
             kept.add(entry);
             None
         } else {
-            let place = kept.room(now).ok_or(RegistryFull { capacity: self.capacity })?;
+            let place =
+                kept.room(now, abandoned).ok_or(RegistryFull { capacity: self.capacity })?;
             Some(kept.replace(place, entry))
         };
         // The evicted key's drop is foreign code.
@@ -145,17 +151,15 @@ impl<K: Hash + Eq + Clone> Kept<K> {
         Some(Arc::clone(&entry.breaker))
     }
 
-    /// Index of the entry to evict, among the entries examined in this turn.
-    fn room(&mut self, now: u64) -> Option<usize> {
+    /// Index of the entry to evict, among the entries examined in this turn. One that has waited
+    /// for probes since `abandoned` may go too.
+    fn room(&mut self, now: u64, abandoned: Option<u64>) -> Option<usize> {
         let looks = self.entries.len().min(MAX_LOOKS);
         let turn = (0..looks).map(|look| (self.hand + look) % self.entries.len());
-        let least_missed =
-            turn.filter(|place| self.entries[*place].is_idle()).min_by_key(|place| {
-                let entry = &self.entries[*place];
-                (entry.breaker.bad_calls(now), entry.used.load(Relaxed))
-            });
+        let worth = |place: usize| Some((self.entries[place].worth(now, abandoned)?, place));
+        let least_missed = turn.filter_map(worth).min();
         self.hand = (self.hand + looks) % self.entries.len();
-        least_missed
+        least_missed.map(|(_, place)| place)
     }
 
     fn add(&mut self, entry: Entry<K>) {
@@ -172,9 +176,25 @@ impl<K: Hash + Eq + Clone> Kept<K> {
     }
 }
 
+/// How much a breaker would be missed. The order is the order in which they go.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Worth {
+    Closed { bad_calls: u64, used: u64 },
+    Abandoned { since: u64, used: u64 },
+}
+
 impl<K> Entry<K> {
-    fn is_idle(&self) -> bool {
-        self.breaker.state() == State::Closed && Arc::strong_count(&self.breaker) == 1
+    /// `None` if it must stay.
+    fn worth(&self, now: u64, abandoned: Option<u64>) -> Option<Worth> {
+        let (breaker, used) = (&self.breaker, self.used.load(Relaxed));
+        if Arc::strong_count(breaker) > 1 {
+            return None;
+        }
+        if breaker.state() == State::Closed {
+            return Some(Worth::Closed { bad_calls: breaker.bad_calls(now), used });
+        }
+        let since = breaker.probing_since().filter(|since| Some(*since) <= abandoned)?;
+        Some(Worth::Abandoned { since, used })
     }
 }
 

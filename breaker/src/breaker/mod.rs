@@ -334,6 +334,11 @@ impl Breaker {
         counts.failures.saturating_add(counts.slow)
     }
 
+    /// Since when it has waited for probes, or will.
+    pub(crate) fn probing_since(&self) -> Option<u64> {
+        self.machine.probing_since()
+    }
+
     /// Whether a call would be admitted now, to choose among several dependencies for instance.
     /// Takes no permit and counts nothing; another caller may be quicker than a call that follows.
     pub fn would_admit(&self) -> bool {

@@ -143,7 +143,8 @@ type Observer = Box<dyn Fn(Shift) + Send + Sync>;
 /// in their order, without the lock.
 pub(crate) struct Machine {
     state: CachePadded<AtomicU64>,
-    /// Time at which the open state ends, in ns. Stored before `state` becomes Open.
+    /// Time at which the open state ends, in ns; since when it is half-open. Stored before `state`
+    /// becomes either.
     open_until: AtomicU64,
     rules: Thresholds,
     window: Window,
@@ -267,6 +268,15 @@ impl Machine {
             Phase::HalfOpen => self.shift(state, Phase::Open, now, ShiftCause::ProbesStuck),
             _ => false,
         };
+    }
+
+    /// Since when an open breaker has waited for a call to probe with, or a half-open one for the
+    /// answers of its probes. A time to come for an open one whose wait is not over.
+    pub(crate) fn probing_since(&self) -> Option<u64> {
+        let state = self.state.load(Acquire);
+        let since = self.open_until.load(Acquire);
+        let waits = matches!(Phase::of(state), Phase::Open | Phase::HalfOpen);
+        (waits && self.state.load(Acquire) == state).then_some(since)
     }
 
     /// Whether a call would be admitted at `now`. Takes no probe and counts nothing.
@@ -492,7 +502,10 @@ impl Machine {
                 waits = Some(wait);
                 self.open_until.store(now.saturating_add(wait), Release);
             }
-            Phase::HalfOpen => self.probes.reset(next as u16),
+            Phase::HalfOpen => {
+                self.open_until.store(now, Release);
+                self.probes.reset(next as u16);
+            }
             Phase::Closed | Phase::ForcedClosed | Phase::MetricsOnly => transitions.openings = 0,
             Phase::ForcedOpen => {}
         }
