@@ -97,11 +97,12 @@ async fn a_reqwest_client_behind_a_policy_retries_what_is_safe() {
     let (http, breaker) = (reqwest::Client::new(), breaker());
     let policy = Arc::new(client::policy(Arc::clone(&breaker)).expect("valid"));
     let url = format!("http://{address}/catalogue");
-    // Not answered by anybody: 405, the caller's mistake, and sent once.
+    // 405, the caller's mistake, and sent once. The server works.
     let post = http.post(&url).build().expect("a request");
     let answer = client::through_a_policy(http.clone(), Arc::clone(&policy), post).await;
     assert_eq!(answer.expect("an answer").status().as_u16(), 405);
-    assert_eq!(breaker.stats().window.calls, 0);
+    let window = breaker.stats().window;
+    assert_eq!((window.calls, window.failures), (1, 0));
     let get = http.get(&url).build().expect("a request");
     let answer = client::through_a_policy(http.clone(), Arc::clone(&policy), get).await;
     assert_eq!(answer.expect("the last of three").status().as_u16(), 500);
@@ -119,9 +120,13 @@ fn http_answers_mean_what_their_status_says() {
     for (code, verdict) in [
         (200, Verdict::Success),
         (304, Verdict::Success),
-        (404, Verdict::Ignored),
+        (400, Verdict::Success),
+        (404, Verdict::Success),
+        (407, Verdict::Ignored),
+        (408, Verdict::Ignored),
         (429, Verdict::Failure),
         (500, Verdict::Failure),
+        (501, Verdict::Success),
         (599, Verdict::Failure),
     ] {
         assert_eq!(HttpAnswers.verdict(&status(code)), verdict, "{code}");
@@ -131,7 +136,33 @@ fn http_answers_mean_what_their_status_says() {
     let busy: Result<_, ()> = Ok(busy.expect("an answer"));
     assert_eq!(HttpAnswers.advice(&busy), RetryAdvice::RetryAfter(Duration::from_secs(7)));
     assert!(HttpAnswers.is_overload(&busy) && !HttpAnswers.is_overload(&status(500)));
-    assert_eq!(HttpAnswers.advice(&status(404)), RetryAdvice::Stop);
+    for code in [404, 407, 408, 501] {
+        assert_eq!(HttpAnswers.advice(&status(code)), RetryAdvice::Stop, "{code}");
+    }
+}
+
+#[test]
+fn a_lookup_service_is_well_whatever_it_finds() {
+    let clock = Arc::new(ManualClock::new());
+    let shared: Arc<dyn Clock> = Arc::<ManualClock>::clone(&clock);
+    let breaker = Breaker::with_clock("b", &BreakerConfig::default(), shared).expect("valid");
+    for call in 0..1_000 {
+        clock.advance(Duration::from_millis(10));
+        let code = match call % 100 {
+            3 | 33 | 63 => 500,
+            10 | 50 => 200,
+            _ => 404,
+        };
+        let permit = breaker.try_acquire().expect("3 % of failures do not open it");
+        permit.record(HttpAnswers.verdict(&status(code)));
+    }
+    // After an outage, answers of 404 close it.
+    breaker.open_for(Duration::from_secs(5));
+    clock.advance(Duration::from_secs(5));
+    for _ in 0..BreakerConfig::default().probes {
+        breaker.try_acquire().expect("a probe").record(HttpAnswers.verdict(&status(404)));
+    }
+    assert_eq!(breaker.state(), State::Closed);
 }
 
 #[test]

@@ -219,7 +219,8 @@ impl Breaker {
     /// let status = breaker
     ///     .call_with(async { Ok::<u16, std::io::Error>(503) }, |answer| match answer {
     ///         Ok(500..) | Err(_) => Verdict::Failure,
-    ///         Ok(404) => Verdict::Ignored,
+    ///         // A proxy's own answer. A 404 would be a success: whoever answers it works.
+    ///         Ok(407) => Verdict::Ignored,
     ///         Ok(_) => Verdict::Success,
     ///     })
     ///     .await?;

@@ -69,8 +69,9 @@ pub enum Verdict {
     Success,
     /// The dependency does not work.
     Failure,
-    /// The answer says nothing about the dependency: a mistake of the caller, a cancelled call. Not
-    /// counted, not as a slow call either.
+    /// The answer says nothing about the dependency: it is somebody else's, or the call was
+    /// cancelled. Not counted, not as a slow call either. A mistake of the caller that the
+    /// dependency has found is a [`Success`](Self::Success): it works.
     Ignored,
 }
 

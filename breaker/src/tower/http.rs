@@ -15,8 +15,9 @@ use crate::error::BreakerError;
 use crate::policy::{Classify, PolicyError, PolicyErrorKind};
 use crate::retry::{RetryAdvice, retry_after_secs};
 
-/// Classifier of HTTP responses: 5xx and 429 are failures; other 4xx are mistakes of the caller and
-/// do not count; all others are successes. 429 and 503 are overload.
+/// Classifier of HTTP responses: 5xx and 429 are failures, but not 501; all others are successes,
+/// for whoever answers 404 works. Not counted are 407, a proxy's own answer, and 408, for a request
+/// that did not arrive. 429 and 503 are overload.
 ///
 /// For a policy, every failure is retried, not before its `Retry-After`: repeat only what may be
 /// repeated, as [`SafeRequests`] does.
@@ -27,9 +28,13 @@ impl HttpAnswers {
     /// The verdict for a status, for clients whose responses are not `http::Response`.
     pub fn verdict_of(status: StatusCode) -> Verdict {
         match status {
+            StatusCode::PROXY_AUTHENTICATION_REQUIRED | StatusCode::REQUEST_TIMEOUT => {
+                Verdict::Ignored
+            }
+            // It works, and does not do this: a next attempt would hear the same.
+            StatusCode::NOT_IMPLEMENTED => Verdict::Success,
             StatusCode::TOO_MANY_REQUESTS => Verdict::Failure,
             status if status.is_server_error() => Verdict::Failure,
-            status if status.is_client_error() => Verdict::Ignored,
             _ => Verdict::Success,
         }
     }

@@ -10,6 +10,7 @@ use hyper::{Request, StatusCode, Uri};
 use hyper_util::client::legacy::Client as Http;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use voussoir_breaker::tower::HttpAnswers;
 use voussoir_breaker::{
     AdaptiveLimit, Attempt, Breaker, BreakerConfig, Classify, ConfigError, Gradient2,
     Gradient2Config, Hedge, HedgeConfig, Outcome, Policy, PolicyError, QueueConfig, Retry,
@@ -43,16 +44,11 @@ pub(crate) enum HttpError {
 }
 
 /// Classifies HTTP answers for the policies.
-struct HttpAnswers;
+struct Answers;
 
-impl Classify<Reply, HttpError> for HttpAnswers {
+impl Classify<Reply, HttpError> for Answers {
     fn verdict(&self, answer: &Result<Reply, HttpError>) -> Verdict {
-        match answer {
-            // A mistake of the client says nothing about the health of the server.
-            Ok(reply) if reply.status.is_client_error() => Verdict::Ignored,
-            Ok(_) => Verdict::Success,
-            Err(_) => Verdict::Failure,
-        }
+        answer.as_ref().map_or(Verdict::Failure, |reply| HttpAnswers::verdict_of(reply.status))
     }
 
     /// Every call here is a GET, so it may be repeated.
@@ -118,7 +114,7 @@ impl Client {
         let shedder = Shedder::new(Arc::new(limit.clone()), ShedConfig::default())?;
 
         let policy = Policy::builder()
-            .classify(Arc::new(HttpAnswers))
+            .classify(Arc::new(Answers))
             .fallback(|_error| async { Ok(Reply::stale()) })
             .timeout(Timeout::new(Duration::from_secs(1))?)
             .shed(Arc::new(shedder))
@@ -160,7 +156,7 @@ impl Client {
         let status = response.status();
         let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
         let body = body.map_err(HttpError::Body)?.to_bytes();
-        if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS {
+        if HttpAnswers::verdict_of(status) == Verdict::Failure {
             return Err(HttpError::Status { status, retry_after });
         }
         Ok(Reply { status, body, is_stale: false })
