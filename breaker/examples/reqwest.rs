@@ -12,7 +12,7 @@ use tower_service::Service;
 use voussoir_breaker::tower::{BreakerLayer, CopyRequest, HttpAnswers, PolicyLayer};
 use voussoir_breaker::{
     Breaker, BreakerConfig, BreakerError, Classify, Outcome, Policy, PolicyError, Retry,
-    RetryAdvice, RetryBudget, RetryBudgetConfig, RetryConfig, Timeout, Verdict, retry_after_secs,
+    RetryAdvice, RetryBudget, RetryBudgetConfig, RetryConfig, Timeout, Verdict,
 };
 
 /// What answers mean: as in HTTP, and no answer is a failure.
@@ -33,8 +33,7 @@ impl Classify<Response, Error> for Answers {
         if self.verdict(answer) != Verdict::Failure {
             return RetryAdvice::Stop;
         }
-        let header = answer.as_ref().ok().and_then(|r| r.headers().get("retry-after"));
-        let wait = header.and_then(|value| value.to_str().ok()).and_then(retry_after_secs);
+        let wait = answer.as_ref().ok().and_then(|r| HttpAnswers::retry_after(r.headers()));
         wait.map_or(RetryAdvice::Retry, RetryAdvice::RetryAfter)
     }
 

@@ -142,6 +142,27 @@ fn http_answers_mean_what_their_status_says() {
 }
 
 #[test]
+fn a_date_to_retry_after_counts_from_the_date_of_the_answer() {
+    let advice = |asked: &str, date: Option<&str>| {
+        let mut busy = Response::builder().status(503).header("retry-after", asked);
+        if let Some(date) = date {
+            busy = busy.header("date", date);
+        }
+        let busy: Answer = busy.body(()).map_err(drop);
+        HttpAnswers.advice(&busy)
+    };
+    let (date, later) = ("Sun, 06 Nov 1994 08:49:37 GMT", "Sun, 06 Nov 1994 08:50:07 GMT");
+    let after = |secs| RetryAdvice::RetryAfter(Duration::from_secs(secs));
+    assert_eq!(advice(later, Some(date)), after(30));
+    assert_eq!(advice(date, Some(later)), after(0));
+    assert_eq!(advice("Sunday, 06-Nov-94 08:50:07 GMT", Some(date)), after(30));
+    assert_eq!(advice("7", Some(date)), after(7));
+    assert_eq!(advice(later, None), RetryAdvice::Retry);
+    assert_eq!(advice(later, Some("today")), RetryAdvice::Retry);
+    assert_eq!(advice("tomorrow", Some(date)), RetryAdvice::Retry);
+}
+
+#[test]
 fn a_lookup_service_is_well_whatever_it_finds() {
     let clock = Arc::new(ManualClock::new());
     let shared: Arc<dyn Clock> = Arc::<ManualClock>::clone(&clock);

@@ -257,8 +257,8 @@ pub(crate) struct Retried<R> {
     pub(crate) stopped: Stop,
 }
 
-/// Reads the value of a `Retry-After` header that gives seconds; a date is `None`, for it takes
-/// the wall clock of two machines.
+/// Reads the value of a `Retry-After` header that gives seconds; a date is `None`, for it says
+/// nothing without the date of the answer: see `HttpAnswers::retry_after` (feature `http`).
 ///
 /// Source: RFC 9110 §10.2.3.
 pub fn retry_after_secs(header: &str) -> Option<Duration> {

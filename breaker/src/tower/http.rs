@@ -2,9 +2,10 @@
 
 use std::mem;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use http::header::{CONTENT_LENGTH, HeaderValue, RETRY_AFTER, TRANSFER_ENCODING};
-use http::{Request, Response, StatusCode};
+use http::header::{CONTENT_LENGTH, DATE, HeaderName, HeaderValue, RETRY_AFTER, TRANSFER_ENCODING};
+use http::{HeaderMap, Request, Response, StatusCode};
 use tower_layer::Layer;
 use tower_service::Service;
 
@@ -38,6 +39,21 @@ impl HttpAnswers {
             _ => Verdict::Success,
         }
     }
+
+    /// How long an answer asks to wait: `Retry-After` in seconds, or as a date, counted from the
+    /// answer's own `Date`, so that the clocks of the two machines need not agree. `None` without
+    /// it, and for a date without a `Date`.
+    ///
+    /// Source: RFC 9110 §10.2.3.
+    pub fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+        let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+        let asked = text(RETRY_AFTER)?;
+        retry_after_secs(asked).or_else(|| {
+            let until = httpdate::parse_http_date(asked.trim()).ok()?;
+            let now = httpdate::parse_http_date(text(DATE)?.trim()).ok()?;
+            Some(until.duration_since(now).unwrap_or_default())
+        })
+    }
 }
 
 impl<B, E> Classify<Response<B>, E> for HttpAnswers {
@@ -53,8 +69,7 @@ impl<B, E> Classify<Response<B>, E> for HttpAnswers {
         if self.verdict(answer) != Verdict::Failure {
             return RetryAdvice::Stop;
         }
-        let header = answer.as_ref().ok().and_then(|response| response.headers().get(RETRY_AFTER));
-        let wait = header.and_then(|value| value.to_str().ok()).and_then(retry_after_secs);
+        let wait = answer.as_ref().ok().and_then(|answer| Self::retry_after(answer.headers()));
         wait.map_or(RetryAdvice::Retry, RetryAdvice::RetryAfter)
     }
 

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::header::RETRY_AFTER;
 use hyper::{Request, StatusCode, Uri};
 use hyper_util::client::legacy::Client as Http;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -15,7 +14,7 @@ use voussoir_breaker::{
     AdaptiveLimit, Attempt, Breaker, BreakerConfig, Classify, ConfigError, Gradient2,
     Gradient2Config, Hedge, HedgeConfig, Outcome, Policy, PolicyError, QueueConfig, Retry,
     RetryAdvice, RetryBudget, RetryBudgetConfig, RetryConfig, ShedConfig, Shedder, Timeout,
-    Verdict, retry_after_secs,
+    Verdict,
 };
 
 /// The longest body that is read.
@@ -150,9 +149,7 @@ impl Client {
         let response = self.http.request(request).await.map_err(|error| {
             if error.is_connect() { HttpError::Connect(error) } else { HttpError::Exchange(error) }
         })?;
-        let retry_after = response.headers().get(RETRY_AFTER);
-        let retry_after =
-            retry_after.and_then(|value| value.to_str().ok()).and_then(retry_after_secs);
+        let retry_after = HttpAnswers::retry_after(response.headers());
         let status = response.status();
         let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
         let body = body.map_err(HttpError::Body)?.to_bytes();
