@@ -19,6 +19,9 @@ pub enum Outcome {
 pub(crate) trait Ejector: Send + Sync {
     /// Ejects an endpoint that failed too often in a row, if its share allows it.
     fn eject(self: Arc<Self>, endpoint: &Endpoint, now: u64);
+
+    /// The latest `now` of a pick, less up to 1.05 ms.
+    fn latest(&self) -> u64;
 }
 
 /// What an endpoint needs to know about its balancer's configuration.
@@ -42,6 +45,9 @@ pub struct Endpoint {
     flight: Flight,
     latency: Decaying,
     failing: Decaying,
+    /// The average of the latency at the last success, an `f32` in ns, which does not fade. 0
+    /// before the first success: then `latency` is at most a lower bound.
+    measured: AtomicU32,
     tracking: Tracking,
     consecutive: AtomicU32,
     /// Successes (upper half) and failures (lower half) of the current window.
@@ -72,6 +78,7 @@ impl Endpoint {
             flight: Flight::new(),
             latency: Decaying::new(),
             failing: Decaying::new(),
+            measured: AtomicU32::new(0),
             tracking,
             consecutive: AtomicU32::new(0),
             window: AtomicU64::new(0),
@@ -123,10 +130,17 @@ impl Endpoint {
     }
 
     /// The peak-sensitive moving average of the latency in ns at `now`. It fades while nothing is
-    /// measured. 0 if nothing was measured, or by a strategy that records no latencies.
+    /// measured. Requests that failed or were cancelled raise it, if they lasted longer, and never
+    /// lower it. 0 if nothing was measured, or by a strategy that records no latencies.
     #[inline]
     pub fn latency(&self, now: u64) -> f32 {
         self.latency.read(now, self.tracking.latency_rate)
+    }
+
+    /// The average of the latency in ns at the last success. 0 if there was none.
+    #[inline]
+    pub(crate) fn measured_latency(&self) -> f32 {
+        f32::from_bits(self.measured.load(Relaxed))
     }
 
     #[inline]
@@ -161,7 +175,10 @@ impl Endpoint {
     fn succeeded(&self, now: u64, started: u64) {
         let latency = now.saturating_sub(started);
         if self.tracking.latency_rate > 0.0 {
-            self.latency.peak(now, self.tracking.latency_rate, latency as f32);
+            let rate = self.tracking.latency_rate;
+            if let Some(average) = self.latency.peak(now, rate, latency as f32) {
+                self.measured.store(average.to_bits(), Relaxed);
+            }
         }
         if self.consecutive.load(Relaxed) != 0 {
             self.consecutive.store(0, Relaxed);
@@ -178,10 +195,7 @@ impl Endpoint {
         self.failures.fetch_add(1, Relaxed);
         self.failing.add(now, self.tracking.failure_rate, 1.0);
         // A failure says nothing good about the latency: only a longer one counts.
-        if self.tracking.latency_rate > 0.0 {
-            let latency = now.saturating_sub(started);
-            self.latency.raise(now, self.tracking.latency_rate, latency as f32);
-        }
+        self.lasted(now, started);
         if self.tracking.windows {
             self.window.fetch_add(1, Relaxed);
         }
@@ -190,6 +204,26 @@ impl Endpoint {
             && let Some(balancer) = self.balancer.upgrade()
         {
             balancer.eject(self, now);
+        }
+    }
+
+    /// A request has lasted from `started` to `now` without a success: the latency is no less.
+    fn lasted(&self, now: u64, started: u64) {
+        if self.tracking.latency_rate > 0.0 {
+            let latency = now.saturating_sub(started);
+            self.latency.raise(now, self.tracking.latency_rate, latency as f32);
+        }
+    }
+
+    /// The caller gave a request up at `now`; `None` is the latest time that the balancer knows.
+    #[cold]
+    fn cancelled_at(&self, now: Option<u64>, started: u64) {
+        self.cancelled.fetch_add(1, Relaxed);
+        if self.tracking.latency_rate > 0.0 {
+            let latest = || self.balancer.upgrade().map(|balancer| balancer.latest());
+            if let Some(now) = now.or_else(latest) {
+                self.lasted(now, started);
+            }
         }
     }
 }
@@ -206,12 +240,14 @@ impl fmt::Debug for Endpoint {
 
 /// A lease on one endpoint for one request. It stays valid when the endpoint leaves the set.
 ///
-/// End it with [`finish`](Pick::finish). A pick that is dropped gives its place back and counts as
-/// cancelled, with neither latency nor outcome.
+/// End it with [`finish`](Pick::finish), or with [`cancel`](Pick::cancel) if the caller gives the
+/// request up. A pick that is dropped gives its place back and counts as cancelled at the latest
+/// `now` of any pick of the balancer: of a balancer without other traffic that is too early, so an
+/// endpoint that hangs may go on looking fast.
 #[must_use = "the place is given back when the pick is dropped"]
 pub struct Pick {
     endpoint: Arc<Endpoint>,
-    /// When the pick began, in ns, and the two flags. One word, and the pick two: a pick is
+    /// When the pick began, in ns, and the flags. One word, and the pick two: a pick is
     /// returned in registers. A flag in a byte of its own is stored, and then loaded together with
     /// its neighbours as the pick is moved, which the processor cannot forward: each such move
     /// costs as much as two of the atomics.
@@ -222,8 +258,10 @@ pub struct Pick {
 const FINISHED: u64 = 1 << 63;
 /// Flag of [`Pick::word`]: the endpoint holds an assignment for the pick.
 const ASSIGNED: u64 = 1 << 62;
-/// The bits of [`Pick::word`] that are the time: 146 years.
-const TIME: u64 = ASSIGNED - 1;
+/// Flag of [`Pick::word`]: if the pick is cancelled, its duration says nothing of the latency.
+const SILENT: u64 = 1 << 61;
+/// The bits of [`Pick::word`] that are the time: 73 years.
+const TIME: u64 = SILENT - 1;
 
 impl Pick {
     #[inline]
@@ -264,13 +302,38 @@ impl Pick {
             Outcome::Failure => self.endpoint.failed(now, started),
         }
     }
+
+    /// Gives the request up at `now`: a time-out of the caller's, a client that hung up. This is no
+    /// failure of the endpoint, but its latency is at least the time that the pick has lasted. Pass
+    /// the `now` of the pick if the endpoint was not asked.
+    pub fn cancel(mut self, now: u64) {
+        self.record_cancelled(Some(now));
+    }
+
+    /// Counts the pick as cancelled, unless its outcome was recorded.
+    pub(crate) fn record_cancelled(&mut self, now: Option<u64>) {
+        if self.word & FINISHED != 0 {
+            return;
+        }
+        let started = self.word & TIME;
+        let now = if self.word & SILENT == 0 { now } else { Some(started) };
+        self.word |= FINISHED;
+        self.endpoint.cancelled_at(now, started);
+    }
+
+    /// From here on the endpoint is not waited for, or not known to be: if the pick is cancelled,
+    /// its duration says nothing of the latency.
+    #[cfg(feature = "l4")]
+    pub(crate) fn ignore_duration(&mut self) {
+        self.word |= SILENT;
+    }
 }
 
 impl Drop for Pick {
     #[inline]
     fn drop(&mut self) {
         if self.word & FINISHED == 0 {
-            self.endpoint.cancelled.fetch_add(1, Relaxed);
+            self.record_cancelled(None);
         }
         #[cfg(feature = "ring")]
         if self.word & ASSIGNED != 0 {
@@ -284,5 +347,31 @@ impl Drop for Pick {
 impl fmt::Debug for Pick {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Pick").field("endpoint", &self.endpoint.name).finish_non_exhaustive()
+    }
+}
+
+/// A pick whose endpoint is waited for: a drop cancels it at the time of the clock.
+#[cfg(any(feature = "l4", feature = "tower"))]
+pub(crate) struct Awaited<'a> {
+    pick: &'a mut Pick,
+    clock: &'a dyn crate::clock::Clock,
+}
+
+#[cfg(any(feature = "l4", feature = "tower"))]
+impl<'a> Awaited<'a> {
+    pub(crate) fn new(pick: &'a mut Pick, clock: &'a dyn crate::clock::Clock) -> Self {
+        Self { pick, clock }
+    }
+
+    /// Ends the wait: the caller records how.
+    pub(crate) fn end(self) {
+        std::mem::forget(self);
+    }
+}
+
+#[cfg(any(feature = "l4", feature = "tower"))]
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        self.pick.record_cancelled(Some(self.clock.now()));
     }
 }

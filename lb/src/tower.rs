@@ -15,7 +15,7 @@ use tower_service::Service;
 use crate::balancer::Balancer;
 use crate::clock::{Clock, Monotonic};
 use crate::context::Context;
-use crate::endpoint::{Endpoint, Outcome};
+use crate::endpoint::{Awaited, Endpoint, Outcome};
 
 /// Why a call got no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -59,7 +59,9 @@ type BoxFuture<T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send>>;
 /// goes to another endpoint.
 ///
 /// Always ready: which endpoint is asked depends on the request. The latency is that of the
-/// response, not of its body. A dropped call gives its place back and counts as cancelled.
+/// response, not of its body. A dropped call, such as one that a time-out outside of this service
+/// ends, gives its place back and counts as cancelled; the latency is then at least the time that
+/// it has lasted.
 ///
 /// # Example
 /// ```
@@ -242,15 +244,18 @@ where
                     let now = shared.clock.now();
                     shared.balancer.pick(&context.with_excluded(&failed), now)
                 };
-                let Some(pick) = pick else { break };
+                let Some(mut pick) = pick else { break };
                 let mut service = shared.service(pick.endpoint());
+                let awaited = Awaited::new(&mut pick, &*shared.clock);
                 if let Err(error) = poll_fn(|context| service.poll_ready(context)).await {
+                    awaited.end();
                     failed.push(pick.endpoint().id());
                     last = Some(error);
                     pick.finish(shared.clock.now(), Outcome::Failure);
                     continue;
                 }
                 let result = service.call(request).await;
+                awaited.end();
                 let outcome = (this.outcome)(&result);
                 pick.finish(shared.clock.now(), outcome);
                 return result.map_err(BalanceError::Inner);

@@ -244,3 +244,28 @@ impl Service<Vec<u8>> for ByKey {
         self.0.call(1)
     }
 }
+
+/// tower's `Timeout` outside of the balancer drops the call.
+#[tokio::test(start_paused = true)]
+async fn an_endpoint_that_hangs_is_avoided_though_time_outs_drop_the_calls() {
+    let begin = tokio::time::Instant::now();
+    let clock = Arc::new(move || 1_000_000_000 + begin.elapsed().as_nanos() as u64);
+    let strategy = strategy::PeakEwma::default().with_choices(0);
+    let balancer = Balancer::new(strategy, Config::default()).expect("valid");
+    balancer.update(["a", "b"].map(EndpointConfig::new), clock()).expect("a set");
+    let counts = Arc::new(Counts::default());
+    let make = move |at: &Endpoint| Strict::new(at.name(), &counts);
+    let mut service = BalanceService::<Strict, u32>::with_clock(balancer.clone(), make, clock);
+    // One call at a time: no other one tells the balancer how late it is. Those to `a` hang.
+    for _ in 0..2 {
+        let slow = service.call(u32::MAX);
+        let called = tokio::time::timeout(Duration::from_secs(1), slow).await;
+        called.expect_err("it hangs");
+    }
+    let stats = balancer.stats(2_000_000_000 + 1_000_000_000);
+    for endpoint in &stats.endpoints {
+        let latency = endpoint.latency;
+        assert_eq!(endpoint.cancelled, 1, "the second call avoids the endpoint of the first");
+        assert!(latency > Duration::from_millis(900) && latency < Duration::from_secs(2));
+    }
+}

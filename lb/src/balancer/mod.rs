@@ -74,7 +74,12 @@ pub(crate) struct Inner {
     availability: watch::Sender<Availability>,
     updates: watch::Sender<u64>,
     rejected: AtomicU64,
+    /// The latest `now` of a pick, in ns; written once in [`LATEST_STEP`] of progress.
+    latest: AtomicU64,
 }
+
+/// Progress of `now`, in ns, from which on the latest one is written anew.
+const LATEST_STEP: u64 = 1 << 20;
 
 impl Balancer {
     /// A balancer without endpoints.
@@ -113,6 +118,7 @@ impl Balancer {
             availability: watch::Sender::new(Availability::default()),
             updates: watch::Sender::new(0),
             rejected: AtomicU64::new(0),
+            latest: AtomicU64::new(0),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -226,11 +232,18 @@ impl Ejector for Inner {
             is_new
         });
     }
+
+    fn latest(&self) -> u64 {
+        self.latest.load(Relaxed)
+    }
 }
 
 impl Inner {
     #[inline]
     fn pick(self: &Arc<Self>, ctx: &Context<'_>, now: u64) -> Option<Pick> {
+        if now >= self.latest.load(Relaxed).saturating_add(LATEST_STEP) {
+            self.latest.fetch_max(now, Relaxed);
+        }
         let mut table = self.table();
         if now >= table.next_change {
             self.advance(now);

@@ -91,8 +91,9 @@ impl Decaying {
     /// Records a sample of a peak-sensitive moving average: a sample above the average replaces
     /// it, another one moves it by the time since the last change.
     ///
-    /// Samples below the average within one tick of the last change are skipped.
-    pub(crate) fn peak(&self, now: u64, rate: f32, sample: f32) {
+    /// Samples below the average within one tick of the last change are skipped: `None`. Returns
+    /// the new average otherwise.
+    pub(crate) fn peak(&self, now: u64, rate: f32, sample: f32) -> Option<f32> {
         let now_tick = tick(now);
         self.update(now, rate, |decayed, stamp| {
             if sample > decayed {
@@ -101,7 +102,7 @@ impl Decaying {
             let kept = remaining(elapsed(now_tick, stamp) as f32 * rate);
             // `decayed` has lost the share that the sample is worth.
             (kept < 1.0).then_some(decayed + sample * (1.0 - kept))
-        });
+        })
     }
 
     /// Replaces the value by a larger sample; ignores a smaller one.
@@ -109,19 +110,20 @@ impl Decaying {
         self.update(now, rate, |decayed, _| (sample > decayed).then_some(sample));
     }
 
-    /// Replaces the value by what `next` makes of the decayed value and the old stamp.
-    fn update(&self, now: u64, rate: f32, next: impl Fn(f32, u32) -> Option<f32>) {
+    /// Replaces the value by what `next` makes of the decayed value and the old stamp. Returns what
+    /// `next` made.
+    fn update(&self, now: u64, rate: f32, next: impl Fn(f32, u32) -> Option<f32>) -> Option<f32> {
         let now = tick(now);
         let mut word = self.word.load(Relaxed);
         // Ends: an exchange fails only because another thread's update succeeded.
         loop {
             let (value, stamp) = unpack(word);
             let decayed = value * remaining(elapsed(now, stamp) as f32 * rate);
-            let Some(value) = next(decayed, stamp) else { return };
+            let value = next(decayed, stamp)?;
             // The stamp never goes back, or a late writer would make the value decay twice.
             let stamp = if word == 0 { now } else { stamp.wrapping_add(elapsed(now, stamp)) };
             match self.word.compare_exchange_weak(word, pack(value, stamp), Relaxed, Relaxed) {
-                Ok(_) => return,
+                Ok(_) => return Some(value),
                 Err(actual) => word = actual,
             }
         }

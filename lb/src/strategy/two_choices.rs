@@ -20,7 +20,8 @@ pub struct PowerOfTwo;
 /// that follows a rise at once and a fall slowly.
 ///
 /// A failure never lowers the latency and adds to the load, so that an endpoint that fails fast is
-/// avoided. An endpoint of unknown latency gets one request at a time.
+/// avoided. A request that was cancelled raises the latency to the time that it had lasted, so that
+/// an endpoint that hangs is avoided. An endpoint of unknown latency gets one request at a time.
 ///
 /// Source: Finagle's peak EWMA.
 #[derive(Clone, Debug)]
@@ -106,11 +107,11 @@ fn latency_cost(endpoint: &Endpoint, now: u64) -> f32 {
     /// Cost of each request in flight while the latency is unknown.
     const UNKNOWN: f32 = 1e18;
     let (latency, load) = (endpoint.latency(now), endpoint.load(now));
-    if latency > 0.0 {
+    // Without a success the latency is a lower bound, which a request that was cancelled at once
+    // leaves near 0. If nothing is in flight, and the last failure is a half-life ago: try it.
+    let is_known = latency > 0.0 && endpoint.measured_latency() > 0.0;
+    if is_known || load < 0.5 {
         latency * (load + 1.0)
-    } else if load < 0.5 {
-        // Nothing is in flight, and the last failure is a half-life ago: try it.
-        0.0
     } else {
         UNKNOWN * load
     }

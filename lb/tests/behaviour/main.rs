@@ -1,5 +1,6 @@
 //! What a balancer does, over virtual time.
 
+mod cancelled;
 mod corpus;
 mod foreign;
 mod health;

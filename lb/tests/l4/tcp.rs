@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 use voussoir_lb::l4::{Connection, TcpConfig};
-use voussoir_lb::strategy::PeakEwma;
+use voussoir_lb::strategy::{PeakEwma, RoundRobin};
 use voussoir_lb::{Balancer, Clock, Config, Monotonic, OutlierConfig};
 
 use crate::support::*;
@@ -83,7 +83,7 @@ async fn an_end_of_the_endpoint_is_passed_on_and_the_client_still_sends() {
 #[tokio::test]
 async fn a_reset_of_the_client_is_passed_on_as_a_reset() {
     let (backend, mut streams) = Backend::handed().await;
-    let balancer = balancer(&[backend.address]);
+    let balancer = balancer_with(PeakEwma::default(), Config::default(), &[backend.address]);
     let running = run(balancer.clone(), TcpConfig::default()).await;
     let mut client = running.client().await;
     client.write_all(b"x").await.expect("open");
@@ -95,7 +95,7 @@ async fn a_reset_of_the_client_is_passed_on_as_a_reset() {
     assert_eq!(running.proxy.stats().client_resets, 1);
     // It says nothing of the endpoint.
     let stats = &balancer.stats(Monotonic.now()).endpoints[0];
-    assert_eq!((stats.failures, stats.cancelled), (0, 1));
+    assert_eq!((stats.failures, stats.cancelled, stats.latency), (0, 1, Duration::ZERO));
 }
 
 #[tokio::test]
@@ -156,7 +156,7 @@ async fn a_client_that_resets_after_its_end_is_noticed_while_the_endpoint_is_sil
 #[tokio::test]
 async fn a_client_that_resets_is_noticed_while_an_endpoint_is_connected_to() {
     let hole = BlackHole::new().await;
-    let balancer = balancer(&[hole.address]);
+    let balancer = balancer_with(PeakEwma::default(), Config::default(), &[hole.address]);
     let mut config = TcpConfig::default();
     config.connect_timeout = Duration::from_secs(200);
     let running = run(balancer.clone(), config).await;
@@ -166,6 +166,7 @@ async fn a_client_that_resets_is_noticed_while_an_endpoint_is_connected_to() {
     running.idle().await;
     let stats = &balancer.stats(Monotonic.now()).endpoints[0];
     assert_eq!((stats.in_flight, stats.failures, stats.cancelled), (0, 0, 1));
+    assert!(stats.latency > Duration::ZERO, "connecting takes at least as long");
     assert_eq!(running.proxy.stats().client_resets, 1);
 }
 
@@ -353,7 +354,8 @@ async fn an_endpoint_that_resets_before_its_first_byte_is_ejected() {
     let mut outliers = OutlierConfig::default();
     outliers.consecutive_failures = Some(2);
     config.outliers = Some(outliers);
-    let balancer = balancer_with(PeakEwma::default(), config, &[bad.address, good.address]);
+    // `PeakEwma` would not ask the endpoint a second time within a second.
+    let balancer = balancer_with(RoundRobin::default(), config, &[bad.address, good.address]);
     let running = run(balancer.clone(), TcpConfig::default()).await;
     let mut failed = 0;
     for _ in 0..100 {

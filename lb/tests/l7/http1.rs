@@ -1,12 +1,14 @@
 //! HTTP/1.1 in and out: headers, bodies, retries, time-outs, upgrades, drain.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
-use voussoir_lb::l7::{HeaderChanges, HttpConfig, PathMatch, Route, Router, UpstreamConfig};
-use voussoir_lb::{BudgetHold, RetryBudget};
+use voussoir_lb::l7::{HeaderChanges, HttpConfig, HttpProxy, PathMatch, Route, Router};
+use voussoir_lb::l7::{Upstream, UpstreamConfig};
+use voussoir_lb::strategy::PeakEwma;
+use voussoir_lb::{Balancer, BudgetHold, Config, EndpointConfig, RetryBudget};
 
 use crate::support::*;
 
@@ -287,6 +289,72 @@ async fn what_a_client_gave_up_is_given_up_at_the_backend() {
     assert_eq!(up.stats().active, 0);
     let stats = up.balancer().stats(u64::MAX / 2);
     assert_eq!((stats.endpoints[0].in_flight, stats.endpoints[0].cancelled), (0, 1));
+}
+
+/// Without other requests nothing but the proxy's clock tells how long a client has waited.
+#[tokio::test]
+async fn clients_that_hang_up_show_how_slow_a_backend_is() {
+    const SECOND: u64 = 1_000_000_000;
+    let answer = "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n";
+    // What the client sends, what the backend answers, and the latency that is known then: the
+    // clock advances by 2 s before the answer and by 7 s until the client has gone.
+    let cases = [
+        (GET, None, 7.0),
+        // To the head.
+        (GET, Some(answer), 2.0),
+        // The backend waits for the client.
+        ("POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\n1234", None, 0.0),
+    ];
+    for (request, answer, latency) in cases {
+        let (asked, mut is_asked) = tokio::sync::mpsc::channel(1);
+        let go = Arc::new(tokio::sync::Notify::new());
+        let answering = Arc::clone(&go);
+        let to = backend(move |mut conn, _| {
+            let (asked, go) = (asked.clone(), Arc::clone(&answering));
+            async move {
+                conn.head().await;
+                asked.send(()).await.unwrap();
+                go.notified().await;
+                if let Some(answer) = answer {
+                    conn.send(answer).await;
+                }
+                conn.rest().await;
+            }
+        })
+        .await;
+        let balancer = Balancer::new(PeakEwma::default(), Config::default()).unwrap();
+        balancer.update([EndpointConfig::new(to.to_string())], SECOND).unwrap();
+        let up = Upstream::new("test", balancer.clone(), UpstreamConfig::default()).unwrap();
+        let router = Router::new(vec![Route::new("all", up)]).unwrap();
+        let now = Arc::new(AtomicU64::new(SECOND));
+        let read = Arc::clone(&now);
+        let clock = move || read.load(SeqCst);
+        let proxy = HttpProxy::with_clock(router, HttpConfig::default(), clock).unwrap();
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move { proxy.serve(listener).await });
+        let mut client = Conn::connect(address).await;
+        client.send(request).await;
+        soon(is_asked.recv()).await.unwrap();
+        now.store(3 * SECOND, SeqCst);
+        go.notify_one();
+        if answer.is_some() {
+            client.head().await.unwrap();
+        }
+        now.store(8 * SECOND, SeqCst);
+        drop(client);
+        soon(async {
+            while balancer.endpoints()[0].in_flight() > 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+        assert_eq!(balancer.stats(8 * SECOND).endpoints[0].cancelled, 1);
+        // Recorded at the head, it has faded since.
+        let at = if answer.is_some() { 3 * SECOND } else { 8 * SECOND };
+        let seen = balancer.endpoints()[0].latency(at) / SECOND as f32;
+        assert!((seen - latency).abs() < 0.01, "{request}: {seen} s, not {latency}");
+    }
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::Shared;
 use crate::balancer::Balancer;
 use crate::context::Context;
-use crate::endpoint::{Outcome, Pick};
+use crate::endpoint::{Awaited, Outcome, Pick};
 use crate::error::is_local;
 use crate::l4::stats::add;
 
@@ -66,11 +66,18 @@ async fn attempts(
         let Some(mut pick) = choose(shared, balancer, client, &failed, wait_until).await else {
             break;
         };
-        match open(shared, pick.endpoint().name()).await {
+        let endpoint = std::sync::Arc::clone(pick.endpoint());
+        let awaited = Awaited::new(&mut pick, &*shared.clock);
+        let opened = open(shared, endpoint.name()).await;
+        awaited.end();
+        // How long the connection lasts, or that this machine cannot connect, is none of the
+        // endpoint's latency.
+        pick.ignore_duration();
+        match opened {
             Ok(stream) => return Ok(Connected { pick, stream, at: shared.now() }),
             Err(error) => {
                 add(&shared.counters.connect_failures);
-                let endpoint = pick.endpoint().name();
+                let endpoint = endpoint.name();
                 tracing::debug!(target: "voussoir::lb", endpoint, %error, "connecting failed");
                 failed.push(pick.endpoint().id());
                 if !is_local(&error) {

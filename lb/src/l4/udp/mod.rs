@@ -287,10 +287,13 @@ impl Shared {
         };
         let ctx = Context::new().with_client(ip).with_key(&octets);
         let pick = balancer.pick(&ctx, self.now());
-        if pick.is_none() {
+        let Some(mut pick) = pick else {
             add(&self.counters.rejected_endpoint);
-        }
-        pick
+            return None;
+        };
+        // A flow without answers may be one that expects none.
+        pick.ignore_duration();
+        Some(pick)
     }
 
     /// Waits until there is no flow.

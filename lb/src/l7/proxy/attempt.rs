@@ -37,6 +37,23 @@ pub(super) struct Answered {
     pub(super) pick: Pick,
 }
 
+/// A pick whose endpoint is waited for: the client has gone when this is dropped.
+struct Awaited<'a> {
+    pick: &'a mut Pick,
+    body: Option<&'a Arc<SharedBody>>,
+    inner: &'a Inner,
+}
+
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        // Else the endpoint may have waited for the client.
+        if self.body.is_some_and(|body| !body.has_ended()) {
+            self.pick.ignore_duration();
+        }
+        self.pick.record_cancelled(Some(self.inner.clock.now()));
+    }
+}
+
 /// The head of the request, for as many attempts as there are.
 pub(super) struct Head {
     method: Method,
@@ -96,17 +113,22 @@ impl Attempts<'_> {
         while self.count < config.retry.max_attempts {
             let context = self.context.with_excluded(&tried);
             let now = self.inner.clock.now();
-            let Some(pick) = self.upstream.balancer().pick(&context, now) else { break };
+            let Some(mut pick) = self.upstream.balancer().pick(&context, now) else { break };
             self.count += 1;
             let id = pick.endpoint().id();
-            let failed = match self.try_endpoint(&pick, &mut deadline).await {
+            let body = self.body;
+            let awaited = Awaited { pick: &mut pick, body, inner: self.inner };
+            let tried_one = self.try_endpoint(awaited.pick, &mut deadline).await;
+            std::mem::forget(awaited);
+            let failed = match tried_one {
                 Ok((response, lease)) => {
                     let is_failed = config.retry.statuses.contains(&response.status());
-                    let answered = Answered { response, lease, pick };
+                    let mut answered = Answered { response, lease, pick };
                     if !is_failed || self.count == config.retry.max_attempts || !self.may_retry() {
                         self.discard(fallback);
                         return Ok(answered);
                     }
+                    answered.pick.ignore_duration();
                     self.discard(fallback.replace(answered));
                     tried.push(id);
                     continue;
@@ -115,10 +137,13 @@ impl Attempts<'_> {
             };
             tried.push(id);
             let is_unsent = match failed {
-                // A drop of the pick counts as cancelled: the endpoint is not at fault.
-                Failed::Client(failure) => return Err(failure),
+                // Cancelled: the endpoint is not at fault, and was not what was waited for.
+                Failed::Client(failure) => {
+                    pick.cancel(now);
+                    return Err(failure);
+                }
                 Failed::Exhausted => {
-                    drop(pick);
+                    pick.cancel(now);
                     last = Failure::Exhausted;
                     true
                 }

@@ -131,7 +131,10 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        // Ended by neither side: the client has gone. A drop of the pick counts as cancelled.
+        // Ended by neither side: the client has gone, which counts as cancelled at the head.
+        if let Some(pick) = &mut self.pick {
+            pick.record_cancelled(Some(self.head_at));
+        }
         if let Some(pick) = &self.pick {
             self.inner.counters.cancelled.fetch_add(1, Relaxed);
             self.log_end(pick.endpoint().name(), "cancelled");
