@@ -135,7 +135,8 @@ impl<S: Service<R>, R> BalanceService<S, R> {
         }
     }
 
-    /// Sets what a request says about where it wants to go: its key, client or session.
+    /// Sets what a request says about where it wants to go: its key, client or session, and the
+    /// endpoints that it must not go to.
     pub fn with_context(
         mut self,
         context: impl for<'a> Fn(&'a R) -> Context<'a> + Send + Sync + 'static,
@@ -242,7 +243,12 @@ where
                 let pick = {
                     let context = (this.context)(&request);
                     let now = shared.clock.now();
-                    shared.balancer.pick(&context.with_excluded(&failed), now)
+                    if failed.is_empty() {
+                        shared.balancer.pick(&context, now)
+                    } else {
+                        let excluded = [context.excluded, &failed].concat();
+                        shared.balancer.pick(&context.with_excluded(&excluded), now)
+                    }
                 };
                 let Some(mut pick) = pick else { break };
                 let mut service = shared.service(pick.endpoint());

@@ -245,6 +245,40 @@ impl Service<Vec<u8>> for ByKey {
     }
 }
 
+/// A caller that retries around the service excludes where it has been.
+#[tokio::test(start_paused = true)]
+async fn the_exclusions_of_a_request_hold_also_after_a_service_was_not_ready() {
+    let balancer = Balancer::new(RoundRobin::default(), Config::default()).expect("valid");
+    balancer.update(["a", "unready", "b"].map(EndpointConfig::new), 0).expect("a set");
+    let counts = Arc::new(Counts::default());
+    let excluded = vec![balancer.endpoints()[0].id()];
+    let mut service = BalanceService::<Excluding, Vec<u64>>::new(balancer.clone(), move |at| {
+        Excluding(Strict::new(at.name(), &counts))
+    })
+    .with_context(|excluded: &Vec<u64>| Context::new().with_excluded(excluded));
+    for _ in 0..6 {
+        assert_eq!(service.call(excluded.clone()).await.expect("served"), "b");
+    }
+    assert!(balancer.stats(0).endpoints[1].failures > 0, "some were not ready at first");
+}
+
+#[derive(Clone)]
+struct Excluding(Strict);
+
+impl Service<Vec<u64>> for Excluding {
+    type Response = String;
+    type Error = Failed;
+    type Future = <Strict as Service<u32>>::Future;
+
+    fn poll_ready(&mut self, context: &mut TaskContext<'_>) -> Poll<Result<(), Failed>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, _: Vec<u64>) -> Self::Future {
+        self.0.call(1)
+    }
+}
+
 /// tower's `Timeout` outside of the balancer drops the call.
 #[tokio::test(start_paused = true)]
 async fn an_endpoint_that_hangs_is_avoided_though_time_outs_drop_the_calls() {
