@@ -21,7 +21,9 @@ pub struct PowerOfTwo;
 ///
 /// A failure never lowers the latency and adds to the load, so that an endpoint that fails fast is
 /// avoided. A request that was cancelled raises the latency to the time that it had lasted, so that
-/// an endpoint that hangs is avoided. An endpoint of unknown latency gets one request at a time.
+/// an endpoint that hangs is avoided. An endpoint of unknown latency gets one request at a time. A
+/// latency that is not measured fades, until the endpoint is tried again, but to no less than the
+/// lowest one that was measured among the endpoints compared.
 ///
 /// Source: Finagle's peak EWMA.
 #[derive(Clone, Debug)]
@@ -95,47 +97,91 @@ impl<const LATENCY: bool> FewChoices<LATENCY> {
     }
 
     #[inline]
-    fn cost(&self, at: usize, endpoint: &Endpoint, now: u64) -> f32 {
-        let cost = if LATENCY { latency_cost(endpoint, now) } else { endpoint.load(now) + 1.0 };
-        self.inverse.get(at).map_or(cost, |inverse| cost * inverse)
+    fn look(&self, members: &[Member], at: usize, now: u64) -> Candidate {
+        let endpoint = &*members[at].endpoint;
+        let load = endpoint.load(now);
+        let (latency, measured) =
+            if LATENCY { latency(endpoint, load, now) } else { (1.0, UNMEASURED) };
+        Candidate { at, latency, measured, load }
+    }
+
+    /// Whether a request should rather go to `new`. `floor` is the lowest measured latency of all
+    /// that are compared.
+    #[inline]
+    fn is_better(&self, new: &Candidate, old: &Candidate, floor: f32) -> bool {
+        let inverse = |at: usize| self.inverse.get(at).copied().unwrap_or(1.0);
+        let cost = |of: &Candidate| of.latency(floor) * (of.load + 1.0) * inverse(of.at);
+        cost(new) < cost(old)
     }
 }
 
-/// Latency in ns times load; see [`PeakEwma`].
+/// An endpoint to choose from.
+#[derive(Clone, Copy)]
+struct Candidate {
+    at: usize,
+    /// In ns, faded; 1 if latencies do not matter.
+    latency: f32,
+    /// The latency at the last success, which does not fade; [`UNMEASURED`] if there was none.
+    measured: f32,
+    load: f32,
+}
+
+const UNMEASURED: f32 = f32::INFINITY;
+
+impl Candidate {
+    /// The latency, which fades no further than to the lowest measured one: that nothing was
+    /// measured for a while makes an endpoint worth a try, and no faster than the others.
+    #[inline]
+    fn latency(&self, floor: f32) -> f32 {
+        if self.measured < UNMEASURED { self.latency.max(floor) } else { self.latency }
+    }
+}
+
+/// The faded and the measured latency in ns; see [`PeakEwma`].
 #[inline]
-fn latency_cost(endpoint: &Endpoint, now: u64) -> f32 {
-    /// Cost of each request in flight while the latency is unknown.
+fn latency(endpoint: &Endpoint, load: f32, now: u64) -> (f32, f32) {
+    /// While the latency is unknown and a request is in flight.
     const UNKNOWN: f32 = 1e18;
-    let (latency, load) = (endpoint.latency(now), endpoint.load(now));
-    // Without a success the latency is a lower bound, which a request that was cancelled at once
-    // leaves near 0. If nothing is in flight, and the last failure is a half-life ago: try it.
-    let is_known = latency > 0.0 && endpoint.measured_latency() > 0.0;
-    if is_known || load < 0.5 {
-        latency * (load + 1.0)
+    let measured = endpoint.measured_latency();
+    if measured > 0.0 {
+        (endpoint.latency(now), measured)
+    } else if load < 0.5 {
+        // Nothing is in flight, and the last failure is a half-life ago: try it, unless a request
+        // that was cancelled or failed took longer than others do.
+        (endpoint.latency(now), UNMEASURED)
     } else {
-        UNKNOWN * load
+        (UNKNOWN, UNMEASURED)
     }
 }
 
 impl<const LATENCY: bool> Select for FewChoices<LATENCY> {
     #[inline]
     fn select(&self, members: &[Member], _: &Context<'_>, now: u64, random: &Random) -> Selection {
-        let cost = |at: usize| self.cost(at, &members[at].endpoint, now);
+        let look = |at: usize| self.look(members, at, now);
         if self.choices == Some(2) {
             let (first, second) = self.sampler.draw_two(random);
-            return Selection::new(if cost(second) < cost(first) { second } else { first });
+            let (first, second) = (look(first), look(second));
+            let floor = first.measured.min(second.measured);
+            let is_second = self.is_better(&second, &first, floor);
+            return Selection::new(if is_second { second.at } else { first.at });
         }
-        let lower = |best: (usize, f32), at: usize| {
-            let cost = cost(at);
-            if cost < best.1 { (at, cost) } else { best }
-        };
         let draw = || self.sampler.draw(random.u64() as u32, random);
-        let first = draw();
-        let best = (first, cost(first));
-        Selection::new(match self.choices {
-            Some(choices) => (1..choices).map(|_| draw()).fold(best, lower).0,
-            // From a random one on, so that equals share.
-            None => (first + 1..members.len()).chain(0..first).fold(best, lower).0,
-        })
+        let first = look(draw());
+        let better = |(best, floor): (Candidate, f32), at: usize| {
+            let new = look(at);
+            let floor = new.measured.min(floor);
+            (if self.is_better(&new, &best, floor) { new } else { best }, floor)
+        };
+        let (best, _) = match self.choices {
+            Some(choices) => (1..choices).map(|_| draw()).fold((first, first.measured), better),
+            None => {
+                let measured = members.iter().map(|member| member.endpoint.measured_latency());
+                let known = measured.filter(|_| LATENCY).filter(|&latency| latency > 0.0);
+                let floor = known.fold(UNMEASURED, f32::min);
+                // From a random one on, so that equals share.
+                (first.at + 1..members.len()).chain(0..first.at).fold((first, floor), better)
+            }
+        };
+        Selection::new(best.at)
     }
 }

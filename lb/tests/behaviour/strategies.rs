@@ -130,6 +130,27 @@ fn peak_ewma_avoids_the_slow_and_returns_when_it_recovers() {
     assert!(after["a"] > 3_500, "{after:?}");
 }
 
+/// Latencies fade while nothing is measured: equals would differ by the time of their last request.
+#[test]
+fn equal_endpoints_share_a_burst_after_little_traffic() {
+    for choices in [2, 3, 0] {
+        let strategy = PeakEwma::default().with_choices(choices);
+        let balancer = balancer(strategy, Config::default(), &[1; 10]);
+        for request in 1..=200 {
+            let now = request * 5 * SECOND;
+            let pick = balancer.pick(&Context::new(), now).expect("healthy");
+            pick.finish(now + 10 * MS, Outcome::Success);
+        }
+        let now = 1_005 * SECOND;
+        let burst: Vec<_> = (0..200).filter_map(|_| balancer.pick(&Context::new(), now)).collect();
+        let of = |endpoint: &voussoir_lb::EndpointStats| endpoint.in_flight;
+        let held: Vec<u32> = balancer.stats(now).endpoints.iter().map(of).collect();
+        let bound = if choices == 0 { 20..=20 } else { 17..=23 };
+        assert!(held.iter().all(|held| bound.contains(held)), "{choices} choices: {held:?}");
+        drop(burst);
+    }
+}
+
 #[test]
 fn keys_and_clients_stay_and_only_those_of_a_lost_endpoint_move() {
     let balancer = balancer(KeyHash::default(), Config::default(), &[1; 8]);
