@@ -136,6 +136,21 @@ fn previous_as<T: 'static>(previous: Option<&dyn Select>) -> Option<&T> {
     any.downcast_ref()
 }
 
+/// Half of a request: what the load of an endpoint is rounded by when others of other weights are
+/// compared with it. With weights 1 and 10 a heavy endpoint with one request in flight has less
+/// than its share, and one with 20 more.
+const HALF_REQUEST: f32 = 0.5;
+
+/// Mean weight / weight of each member; empty when all are equal.
+fn ratios(members: &[Member]) -> Box<[f32]> {
+    if has_equal_weights(members) {
+        return Box::default();
+    }
+    let sum: f64 = members.iter().map(|member| f64::from(member.weight)).sum();
+    let mean = sum / members.len() as f64;
+    members.iter().map(|member| (mean / f64::from(member.weight)) as f32).collect()
+}
+
 /// Whether all members have one weight.
 fn has_equal_weights(members: &[Member]) -> bool {
     members.iter().all(|member| member.weight == members[0].weight)

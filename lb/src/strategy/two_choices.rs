@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::sampler::Sampler;
-use super::{Group, Member, Select, Selection, Strategy};
+use super::{Group, HALF_REQUEST, Member, Select, Selection, Strategy};
 use crate::context::Context;
 use crate::endpoint::Endpoint;
 use crate::random::Random;
 
-/// Power of two choices: of two random endpoints the one with the lower load for its weight.
+/// Power of two choices: of two endpoints, drawn by weight, the one with the lower load for its
+/// weight. Idle endpoints get shares by their weights.
 ///
 /// Source: Mitzenmacher, "The power of two choices in randomized load balancing" (2001).
 #[derive(Clone, Copy, Debug, Default)]
@@ -17,7 +18,8 @@ use crate::random::Random;
 pub struct PowerOfTwo;
 
 /// Power of two choices, or more, by `latency * (load + 1)`, where the latency is a moving average
-/// that follows a rise at once and a fall slowly.
+/// that follows a rise at once and a fall slowly, and the load is for the mean weight. Idle
+/// endpoints of one latency get shares by their weights.
 ///
 /// A failure never lowers the latency and adds to the load, so that an endpoint that fails fast is
 /// avoided. A request that was cancelled raises the latency to the time that it had lasted, so that
@@ -61,8 +63,8 @@ impl PeakEwma {
 #[derive(Debug)]
 struct FewChoices<const LATENCY: bool> {
     sampler: Sampler,
-    /// 1 / weight of each member; empty when all are equal.
-    inverse: Box<[f32]>,
+    /// Mean weight / weight of each member; empty when all are equal.
+    ratios: Box<[f32]>,
     /// Endpoints drawn for a pick, at least 1; `None` is all.
     choices: Option<u32>,
 }
@@ -86,14 +88,15 @@ impl Strategy for PeakEwma {
 
 impl<const LATENCY: bool> FewChoices<LATENCY> {
     fn new(members: &[Member], choices: u32) -> Self {
-        let inverse = if super::has_equal_weights(members) {
-            Box::default()
-        } else {
-            members.iter().map(|member| 1.0 / member.weight as f32).collect()
-        };
+        let ratios = super::ratios(members);
         let is_sampled = choices == 2 || (1..members.len()).contains(&(choices as usize));
         let choices = is_sampled.then_some(choices);
-        Self { sampler: Sampler::new(members), inverse, choices }
+        Self { sampler: Sampler::new(members), ratios, choices }
+    }
+
+    #[inline]
+    fn ratio(&self, at: usize) -> f32 {
+        self.ratios.get(at).copied().unwrap_or(1.0)
     }
 
     #[inline]
@@ -109,9 +112,14 @@ impl<const LATENCY: bool> FewChoices<LATENCY> {
     /// that are compared.
     #[inline]
     fn is_better(&self, new: &Candidate, old: &Candidate, floor: f32) -> bool {
-        let inverse = |at: usize| self.inverse.get(at).copied().unwrap_or(1.0);
-        let cost = |of: &Candidate| of.latency(floor) * (of.load + 1.0) * inverse(of.at);
-        cost(new) < cost(old)
+        let cost = |of: &Candidate| of.latency(floor) * (1.0 + of.load * self.ratio(of.at));
+        if self.ratios.is_empty() {
+            return cost(new) < cost(old);
+        }
+        // The draw follows the weights already, so that idle endpoints of one latency are equals;
+        // and one request less on a light endpoint is no reason to leave a heavy one that has room.
+        let margin = HALF_REQUEST * new.latency(floor) * self.ratio(new.at);
+        cost(new) < old.latency(floor) || cost(new) + margin < cost(old)
     }
 }
 

@@ -77,6 +77,65 @@ fn random_strategies_follow_the_weights() {
     }
 }
 
+/// The shares of endpoints that take 10 ms, in per mille, with so many requests in flight on
+/// average that come at random times.
+fn shares(strategy: Box<dyn Strategy>, weights: &[u32], in_flight: f64) -> Vec<u32> {
+    let mut config = Config::default();
+    config.seed = Some(3);
+    let balancer = Balancer::boxed(strategy, config).expect("valid");
+    balancer.update(weighted(weights), 0).expect("a set");
+    let mut rng = fastrand::Rng::with_seed(8);
+    let mut running = std::collections::VecDeque::new();
+    let mut counts = vec![0; weights.len()];
+    let (mut now, requests) = (0.0, 40_000);
+    for _ in 0..requests {
+        now += -(1.0 - rng.f64()).ln() * 10.0 * MS as f64 / in_flight;
+        while let Some((end, _)) = running.front()
+            && *end <= now as u64
+        {
+            let (end, pick): (u64, voussoir_lb::Pick) = running.pop_front().expect("one");
+            pick.finish(end, Outcome::Success);
+        }
+        let pick = balancer.pick(&Context::new(), now as u64).expect("healthy");
+        counts[usize::from(pick.endpoint().name().as_bytes()[0] - b'a')] += 1;
+        running.push_back((now as u64 + 10 * MS, pick));
+    }
+    counts.into_iter().map(|count: u32| count * 1_000 / requests).collect()
+}
+
+#[test]
+fn weights_are_shares_whatever_the_load() {
+    let strategies: [(&str, fn() -> Box<dyn Strategy>); 7] = [
+        ("p2c", || Box::new(PowerOfTwo::default())),
+        ("ewma", || Box::new(PeakEwma::default())),
+        ("ewma of 3", || Box::new(PeakEwma::default().with_choices(3))),
+        ("ewma of all", || Box::new(PeakEwma::default().with_choices(0))),
+        ("least request", || Box::new(LeastRequest::default())),
+        ("least request of 3", || Box::new(LeastRequest::sampled(3))),
+        ("least connections", || Box::new(LeastConnections::default())),
+    ];
+    let mut wrong = Vec::new();
+    for (name, strategy) in strategies {
+        for weights in [&[9, 10][..], &[1, 2], &[1, 1, 1, 1, 10], &[1, 99]] {
+            for in_flight in [0.01, 0.1, 1.0, 20.0, 200.0] {
+                let seen = shares(strategy(), weights, in_flight);
+                let sum: u32 = weights.iter().sum();
+                let far = |(seen, weight): (&u32, &u32)| {
+                    let fair = 1_000 * weight / sum;
+                    seen.abs_diff(fair) > fair / 5 + 2
+                };
+                // A light endpoint that is idle is preferred to one in use: nginx's `least_conn`.
+                let is_meant =
+                    name == "least connections" && weights != [9, 10] && in_flight < 200.0;
+                if seen.iter().zip(weights).any(far) && !is_meant {
+                    wrong.push(format!("{name}, {weights:?}, {in_flight}: {seen:?}"));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
 #[test]
 fn least_strategies_choose_the_least_loaded() {
     let least = |strategy: Box<dyn Strategy>, loads: [usize; 3], weights: [u32; 3]| {
@@ -100,7 +159,7 @@ fn least_strategies_choose_the_least_loaded() {
     };
     assert_eq!(least(Box::<LeastConnections>::default(), [3, 2, 4], [1, 1, 1]), "b");
     assert_eq!(least(Box::<LeastConnections>::default(), [3, 2, 4], [1, 1, 4]), "c");
-    assert_eq!(least(Box::<LeastRequest>::default(), [0, 0, 1], [1, 1, 9]), "c");
+    assert_eq!(least(Box::<LeastRequest>::default(), [1, 1, 1], [1, 1, 9]), "c");
     assert_eq!(least(Box::new(LeastRequest::sampled(60)), [3, 0, 4], [1, 1, 1]), "b");
 }
 
