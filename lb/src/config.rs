@@ -128,7 +128,8 @@ impl Default for OutlierConfig {
     }
 }
 
-/// Ejects endpoints whose success rate lies below `mean - factor * standard deviation`.
+/// Ejects endpoints whose success rate lies below `mean - factor * standard deviation`, with more
+/// failures than chance explains: `n + 4 * sqrt(n) + 2` where the mean rate leaves `n` to expect.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct SuccessRateOutliers {
