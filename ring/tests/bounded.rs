@@ -140,3 +140,31 @@ fn bounds_that_make_no_sense_are_refused() {
         );
     }
 }
+
+#[test]
+fn assign_where_keeps_to_the_admitted_nodes_and_their_bound() {
+    let topology = topology(8);
+    let bounded = Bounded::new(HashRing::new(&topology).unwrap(), 1.25).unwrap();
+    let mut held = Vec::new();
+    for key in 0..700_u32 {
+        // Node 3 refuses; the keys of its points go on along the ring.
+        let key = key.to_le_bytes();
+        let assignment = bounded.assign_where(&key, |node| node != 3).expect("seven are admitted");
+        let (id, total) = (assignment.node(), bounded.stats().total);
+        assert!(id != 3 && load(&bounded, id) <= capacity(1250, &topology, id, total));
+        held.push(assignment);
+    }
+    assert_eq!((load(&bounded, 3), bounded.stats().total), (0, 700));
+    // Room for the bound over all nodes is not among two: they share the total between them.
+    for key in 700..1400_u32 {
+        let key = key.to_le_bytes();
+        let assignment = bounded.assign_where(&key, |node| node <= 2).expect("two are admitted");
+        let most = (1250 * bounded.stats().total).div_ceil(1000 * 2);
+        assert!(assignment.node() <= 2 && load(&bounded, assignment.node()) <= most);
+        held.push(assignment);
+    }
+    assert!(bounded.assign_where(b"key", |_| false).is_none());
+    assert_eq!(bounded.stats().total, 1400);
+    drop(held);
+    assert_eq!(bounded.stats().total, 0);
+}

@@ -8,7 +8,7 @@ use super::state::{Entry, State};
 use super::stats::Availability;
 use super::table::{CompiledGroup, Table, WHOLE};
 use crate::config::{Config, OnPanic};
-use crate::core::{FULL, LevelHealth, PrioritySplit, split_priorities, split_zone};
+use crate::core::{FULL, LevelHealth, MAX_IN_FLIGHT, PrioritySplit, split_priorities, split_zone};
 use crate::endpoint::Endpoint;
 use crate::random::Random;
 use crate::strategy::{Group, Member, Select, Slot, Strategy};
@@ -32,6 +32,7 @@ pub(super) struct Plan {
     groups: Vec<PlannedGroup>,
     next_change: u64,
     sessions: HashMap<u64, Arc<Endpoint>>,
+    max_in_flight: u32,
     pub(super) availability: Availability,
 }
 
@@ -82,6 +83,7 @@ pub(super) fn plan(state: &mut State, config: &Config, now: u64) -> Plan {
         groups,
         next_change,
         sessions: state.entries.iter().filter(serves).map(session).collect(),
+        max_in_flight: config.max_in_flight.unwrap_or(MAX_IN_FLIGHT),
         availability: Availability { healthy, total, refused_ejections: state.refused_ejections },
     }
 }
@@ -194,7 +196,8 @@ impl Plan {
             sum += group.share;
             // The sum of all shares may miss 1 by rounding.
             let end = if sum > 1.0 - 1e-9 { WHOLE } else { (sum * WHOLE as f64) as u64 };
-            CompiledGroup { end, members: group.members.into(), select }
+            let (members, max_in_flight) = (group.members.into(), self.max_in_flight);
+            CompiledGroup { end, members, max_in_flight, select }
         };
         let groups: Box<[CompiledGroup]> = self.groups.into_iter().map(compile).collect();
         let members = groups.iter().map(|group| group.members.len()).sum::<usize>();

@@ -8,7 +8,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 use crate::context::Context;
 use crate::endpoint::{Endpoint, Pick};
 use crate::random::Random;
-use crate::strategy::{Member, Select};
+use crate::strategy::{Member, Select, Selection};
 
 /// All of the traffic.
 pub(super) const WHOLE: u64 = 1 << 32;
@@ -33,6 +33,8 @@ pub(super) struct CompiledGroup {
     /// End of the group's share of the traffic, in 2^-32. Invariant: ascending, at most [`WHOLE`].
     pub(super) end: u64,
     pub(super) members: Box<[Member]>,
+    /// The most requests in flight at a member.
+    pub(super) max_in_flight: u32,
     pub(super) select: Arc<dyn Select>,
 }
 
@@ -117,22 +119,66 @@ impl CompiledGroup {
     #[inline]
     fn pick(&self, ctx: &Context<'_>, now: u64, random: &Random) -> Option<Pick> {
         let selection = self.select.select(&self.members, ctx, now, random);
-        let index = selection.index;
-        if let Some(member) = self.members.get(index)
+        let pick = self.take(selection, ctx, now);
+        if pick.is_some() {
+            return pick;
+        }
+        self.pick_other(ctx, now, random)
+    }
+
+    /// Leases the member of the selection, unless it is full or excluded.
+    #[inline]
+    fn take(&self, selection: Selection, ctx: &Context<'_>, now: u64) -> Option<Pick> {
+        if let Some(member) = self.members.get(selection.index)
             && ctx.admits(member.endpoint.id())
             && member.endpoint.try_take()
         {
             return Some(selection.end_with(Pick::new(Arc::clone(&member.endpoint), now)));
         }
-        self.pick_next(index, ctx, now)
+        None
     }
 
-    /// The first member after `index` that is neither full nor excluded.
+    /// Leases another member than the first choice: the next choice of the strategy, else a drawn
+    /// one.
     #[cold]
-    fn pick_next(&self, index: usize, ctx: &Context<'_>, now: u64) -> Option<Pick> {
-        let len = self.members.len();
-        let mut others = (1..=len).map(|step| &self.members[(index % len + step) % len].endpoint);
-        let endpoint = others.find(|other| ctx.admits(other.id()) && other.try_take())?;
-        Some(Pick::new(Arc::clone(endpoint), now))
+    fn pick_other(&self, ctx: &Context<'_>, now: u64, random: &Random) -> Option<Pick> {
+        let is_open = |at: usize| {
+            let endpoint = self.members.get(at).map(|member| &member.endpoint);
+            endpoint.is_some_and(|endpoint| {
+                ctx.admits(endpoint.id()) && endpoint.in_flight() < self.max_in_flight
+            })
+        };
+        let other = self.select.select_other(&self.members, ctx, now, random, &is_open);
+        let pick = other.and_then(|selection| self.take(selection, ctx, now));
+        if pick.is_some() {
+            return pick;
+        }
+        let drawn = self.draw_open(&is_open, now, random)?;
+        // Other threads may have filled the drawn member: then the first one after it is leased.
+        let order = (drawn..self.members.len()).chain(0..drawn);
+        order.map(Selection::new).find_map(|selection| self.take(selection, ctx, now))
+    }
+
+    /// Draws one of the open members by `weight / (load + 1)`. `None` if no member is open.
+    ///
+    /// Source: Efraimidis, Spirakis, "Weighted random sampling with a reservoir" (2006), for a
+    /// reservoir of one; the weights are those of Envoy's least request.
+    fn draw_open(
+        &self,
+        is_open: &dyn Fn(usize) -> bool,
+        now: u64,
+        random: &Random,
+    ) -> Option<usize> {
+        let (mut drawn, mut total) = (None, 0.0);
+        for (at, member) in self.members.iter().enumerate().filter(|(at, _)| is_open(*at)) {
+            let weight = f64::from(member.weight) / (f64::from(member.endpoint.load(now)) + 1.0);
+            total += weight;
+            // 0 to 1, without 1: the first open member is always taken.
+            let chance = (random.u64() >> 11) as f64 / (1_u64 << 53) as f64;
+            if chance * total < weight {
+                drawn = Some(at);
+            }
+        }
+        drawn
     }
 }

@@ -71,7 +71,9 @@ impl Hashed {
         self.slots[slot].member
     }
 
-    fn by_address(&self, client: IpAddr) -> Option<usize> {
+    /// nginx's hash of the address, hashed again until it finds a member that `is_open`.
+    #[inline]
+    fn by_address(&self, client: IpAddr, is_open: impl Fn(usize) -> bool) -> Option<usize> {
         let (v4, v6);
         let bytes: &[u8] = match client {
             IpAddr::V4(address) => {
@@ -88,15 +90,31 @@ impl Hashed {
             for &byte in bytes {
                 hash = (hash * 113 + u64::from(byte)) % 6271;
             }
-            if let Some(member) = self.member_at(hash) {
+            if let Some(member) = self.member_at(hash)
+                && is_open(member)
+            {
                 return Some(member);
             }
         }
         None
     }
 
-    fn by_key(&self, key: &[u8]) -> Option<usize> {
-        (0..=u64::from(MAX_TRIES)).find_map(|seed| self.member_at(xxh3_64_with_seed(key, seed)))
+    /// The key's hash, of one seed after the other until it finds a member that `is_open`.
+    #[inline]
+    fn by_key(&self, key: &[u8], is_open: impl Fn(usize) -> bool) -> Option<usize> {
+        let member = |seed| self.member_at(xxh3_64_with_seed(key, seed));
+        (0..=u64::from(MAX_TRIES)).find_map(|seed| member(seed).filter(|&at| is_open(at)))
+    }
+
+    /// A member that `is_open`, by the client or the key. `None` without one in the context, or
+    /// where no hash finds such a member.
+    #[inline]
+    fn find(&self, ctx: &Context<'_>, is_open: impl Fn(usize) -> bool) -> Option<usize> {
+        if self.by_client {
+            ctx.client.and_then(|client| self.by_address(client, is_open))
+        } else {
+            ctx.key.and_then(|key| self.by_key(key, is_open))
+        }
     }
 }
 
@@ -123,12 +141,20 @@ impl Strategy for KeyHash {
 impl Select for Hashed {
     #[inline]
     fn select(&self, _: &[Member], ctx: &Context<'_>, _: u64, random: &Random) -> Selection {
-        let found = if self.by_client {
-            ctx.client.and_then(|client| self.by_address(client))
-        } else {
-            ctx.key.and_then(|key| self.by_key(key))
-        };
         let draw = || self.fallback.draw(random.u64() as u32, random);
-        Selection::new(found.unwrap_or_else(draw))
+        Selection::new(self.find(ctx, |_| true).unwrap_or_else(draw))
+    }
+
+    /// Hashes again, as nginx does for a server that has failed: the requests of one endpoint go
+    /// to all others by their weights, those of one key or client to the same one.
+    fn select_other(
+        &self,
+        _: &[Member],
+        ctx: &Context<'_>,
+        _: u64,
+        _: &Random,
+        is_open: &dyn Fn(usize) -> bool,
+    ) -> Option<Selection> {
+        self.find(ctx, is_open).map(Selection::new)
     }
 }

@@ -90,6 +90,26 @@ pub trait Select: Any + fmt::Debug + Send + Sync {
     /// Chooses one of `members`, which are those of the group. Must not block.
     fn select(&self, members: &[Member], ctx: &Context<'_>, now: u64, random: &Random)
     -> Selection;
+
+    /// Chooses another member for a request whose choice is full or excluded. `is_open` says of
+    /// the member at an index that it is neither. Must not block.
+    ///
+    /// `None`, or a choice that is not open, leaves the request to the balancer, which draws one
+    /// of the open members by `weight / (load + 1)`: never the same neighbour for all requests.
+    ///
+    /// The default asks [`select`](Select::select) again, up to four times. Override it where the
+    /// choice follows the request: hash once more, or go on along the ring.
+    fn select_other(
+        &self,
+        members: &[Member],
+        ctx: &Context<'_>,
+        now: u64,
+        random: &Random,
+        is_open: &dyn Fn(usize) -> bool,
+    ) -> Option<Selection> {
+        let mut again = (0..4).map(|_| self.select(members, ctx, now, random));
+        again.find(|selection| is_open(selection.index))
+    }
 }
 
 /// The choice of a [`Select`].
@@ -103,8 +123,8 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// Chooses the member at `index`. An index out of range, or a member that is full, leads to
-    /// the next member that is not full.
+    /// Chooses the member at `index`. If that is out of range, or its member is full or excluded,
+    /// [`Select::select_other`] is asked next.
     pub fn new(index: usize) -> Self {
         Self {
             index,

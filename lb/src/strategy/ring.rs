@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use voussoir_ring::{Bounded, HashRing, Maglev, Node, Partitioner, Topology, Weight};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::sampler::Sampler;
 use super::{Group, Member, Select, Selection, Strategy, previous_as};
@@ -40,6 +41,9 @@ impl BoundedHash {
         Self { bound }
     }
 }
+
+/// Further hashes of a key that Maglev looks up to find an endpoint that is open.
+const MAX_TRIES: u64 = 20;
 
 #[derive(Debug)]
 struct Placed {
@@ -133,5 +137,30 @@ impl Select for Placed {
         };
         let draw = || Selection::new(self.fallback.draw(random.u64() as u32, random));
         placed.unwrap_or_else(draw)
+    }
+
+    /// Maglev looks up further hashes of the key. The bounded hash goes on along its ring, and
+    /// counts what it finds there: the bound holds while an endpoint refuses.
+    fn select_other(
+        &self,
+        _: &[Member],
+        ctx: &Context<'_>,
+        _: u64,
+        _: &Random,
+        is_open: &dyn Fn(usize) -> bool,
+    ) -> Option<Selection> {
+        let open = |node: u64| self.position(node).filter(|&index| is_open(index));
+        match (self.table.as_ref()?, ctx.key?) {
+            (Table::Maglev(maglev), key) => {
+                // The seed 0 is the hash that chose first.
+                let found = |seed| open(maglev.owner_at(xxh3_64_with_seed(key, seed)));
+                (1..=MAX_TRIES).find_map(found).map(Selection::new)
+            }
+            (Table::Bounded(bounded), key) => {
+                let assignment = bounded.assign_where(key, |node| open(node).is_some())?;
+                let index = self.position(assignment.node())?;
+                Some(Selection::assigned(index, assignment))
+            }
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 mod cancelled;
 mod corpus;
+mod elsewhere;
 mod foreign;
 mod health;
 mod sets;

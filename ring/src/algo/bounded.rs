@@ -131,6 +131,26 @@ impl Bounded {
     /// of this view has left, the assignment names the key's owner and counts nothing.
     pub fn assign(&self, key: &[u8]) -> Assignment {
         let position = hash::key(key);
+        let uncounted = || Assignment { node: self.ring.owner_at(position), counted: None };
+        self.assign_at(position, |_| true).unwrap_or_else(uncounted)
+    }
+
+    /// The node for one more unit of work on this key, among those that `admits` lets have it: the
+    /// first of them from the key's point on that is not full. `None` if it admits no node that is
+    /// present.
+    ///
+    /// The bound counts all nodes. Only if it leaves no room at those admitted, each of them takes
+    /// up to `bound` times its share of the total as if there were no others. `admits` is asked
+    /// once for each node of the ring, without a lock.
+    pub fn assign_where(&self, key: &[u8], admits: impl Fn(u64) -> bool) -> Option<Assignment> {
+        let ids = &self.ring.topology().members().ids;
+        // Asked before the rest: what it answers may change, and it may panic.
+        let is_admitted: Box<[bool]> = ids.iter().map(|&id| admits(id)).collect();
+        self.assign_at(hash::key(key), |at| is_admitted[at])
+    }
+
+    /// Assigns to one of the nodes that `admits` accepts; the answer for a node must not change.
+    fn assign_at(&self, position: u64, admits: impl Fn(usize) -> bool) -> Option<Assignment> {
         let members = self.ring.topology().members();
         // Counted before it is placed, so that at any time the loads of present nodes and the
         // assignments being placed add up to at most `total`.
@@ -138,7 +158,7 @@ impl Bounded {
         // The weight of all nodes of this view, gone ones too, makes capacities too small rather
         // than too large, and the common case asks for no node whether it has gone.
         let mut weight = self.weight_total;
-        // Ends: from the second pass on, `weight` is that of the present nodes alone. Their
+        // Ends: from the second pass on, `weight` is that of the present admitted nodes alone. Their
         // capacities then add up to more than `total`, and their loads to less, so at least one
         // node has room when the pass begins. The pass misses it only if another thread took that
         // room or marked a node as gone: each failed pass is another thread's completed step.
@@ -146,23 +166,24 @@ impl Bounded {
             let total = self.total.load(Ordering::Acquire);
             for node in self.ring.walk(position) {
                 let at = usize::from(node);
-                if self.try_place(at, self.capacity(at, total, weight)) {
+                if admits(at) && self.try_place(at, self.capacity(at, total, weight)) {
                     let counted = Some((self.loads[at].clone(), self.total.clone()));
-                    return Assignment { node: members.ids[at], counted };
+                    return Some(Assignment { node: members.ids[at], counted });
                 }
             }
-            weight = self.present_weight();
+            weight = self.present_weight(&admits);
             if weight == 0 {
                 self.total.fetch_sub(1, Ordering::AcqRel);
-                return Assignment { node: self.ring.owner_at(position), counted: None };
+                return None;
             }
         }
     }
 
-    /// The weight of the nodes of this view that have not left, in thousandths.
-    fn present_weight(&self) -> u64 {
-        let present = self.weights.iter().zip(&self.loads).filter(|(_, load)| !is_gone(load));
-        present.map(|(weight, _)| weight).sum()
+    /// The weight of the admitted nodes of this view that have not left, in thousandths.
+    fn present_weight(&self, admits: impl Fn(usize) -> bool) -> u64 {
+        let nodes = self.weights.iter().zip(&self.loads).enumerate();
+        let present = nodes.filter(|(at, (_, load))| admits(*at) && !is_gone(load));
+        present.map(|(_, (weight, _))| weight).sum()
     }
 
     /// Capacity of `node` when the nodes that share a load of `total` weigh `all` thousandths.
