@@ -13,7 +13,7 @@ use voussoir_sim::Situations;
 const MS: u64 = 1_000_000;
 const STEPS: usize = 400;
 
-static SITUATIONS: [&str; 17] = [
+static SITUATIONS: [&str; 18] = [
     "a drained endpoint was in a later set",
     "an endpoint left with requests in flight",
     "a name returned as another endpoint",
@@ -31,6 +31,7 @@ static SITUATIONS: [&str; 17] = [
     "another zone took traffic",
     "an unchecked endpoint waited",
     "a request outlived three sets",
+    "an endpoint that left served in place of its set",
 ];
 
 /// What the test knows about a check's state.
@@ -54,7 +55,7 @@ struct Life<'a> {
     set: Vec<EndpointConfig>,
     /// Drained by hand, by id.
     drained: BTreeSet<u64>,
-    /// By id; endpoints that left are removed.
+    /// By id; endpoints that left and serve no more are removed.
     checks: BTreeMap<u64, Check>,
     flying: Vec<Flying>,
     /// Every id and its name, also of endpoints that left.
@@ -155,7 +156,10 @@ impl Life<'_> {
             assert!(!is_new || endpoint.in_flight() == 0, "a new endpoint begins with nothing");
             self.checks.entry(endpoint.id()).or_insert(Check::Unknown);
         }
-        self.checks.retain(|id, _| ids.contains(id));
+        // With those that left and serve in place of the set.
+        let listed: BTreeSet<u64> =
+            self.balancer.endpoints().iter().map(|endpoint| endpoint.id()).collect();
+        self.checks.retain(|id, _| listed.contains(id));
         self.drained.retain(|id| ids.contains(id));
         self.situations.add("a drained endpoint was in a later set", self.drained.len() as u64);
         for flying in &mut self.flying {
@@ -244,8 +248,19 @@ impl Life<'_> {
         };
         let id = pick.endpoint().id();
         let found = endpoints.iter().find(|(endpoint, _)| endpoint.id() == id);
-        let (endpoint, config) = found.expect("the endpoint is of the current set");
         assert!(!excluded.contains(&id), "an excluded endpoint was picked");
+        let Some((endpoint, config)) = found else {
+            let is_usable = |(at, config): &(std::sync::Arc<Endpoint>, EndpointConfig)| {
+                healthy[&at.id()] && !config.draining
+            };
+            assert!(self.balancer.config().checks.is_some(), "it left the set");
+            assert!(!endpoints.iter().any(is_usable), "it left a set that may serve");
+            assert!(matches!(self.checks[&id], Check::Healthy(_)), "its checks fail");
+            assert!(pick.endpoint().in_flight() <= max, "above the limit");
+            self.situations.reached("an endpoint that left served in place of its set");
+            self.flying.push(Flying { pick, sets: 0 });
+            return;
+        };
         assert!(endpoint.in_flight() <= max, "above the limit");
         assert!(self.is_known(id), "an endpoint that was never checked was picked");
         self.situations.add("an excluded endpoint was skipped", u64::from(is_excluded));

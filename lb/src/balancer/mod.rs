@@ -133,6 +133,11 @@ impl Balancer {
     /// Replaces the set of endpoints. Endpoints whose names stay keep their counters, their health
     /// and their place; a weight, zone or priority may change.
     ///
+    /// With [`Config::checks`], a set in which nothing passes its checks yet replaces the old one
+    /// step by step: endpoints that leave and pass their checks go on serving, and stand behind the
+    /// others in [`endpoints`](Balancer::endpoints), until one of the set may be used or their own
+    /// checks fail. Check them too.
+    ///
     /// # Errors
     /// A set that cannot be used; the old one stays.
     pub fn update(
@@ -173,7 +178,7 @@ impl Balancer {
         }
     }
 
-    /// The endpoints of the set, in its order.
+    /// The endpoints of the set, in its order, and those that left it but still serve in its place.
     pub fn endpoints(&self) -> Vec<Arc<Endpoint>> {
         self.inner.state.lock().endpoints()
     }
@@ -183,7 +188,8 @@ impl Balancer {
         self.inner.availability.subscribe()
     }
 
-    /// How many sets were received, and each that is.
+    /// How many sets were received, and each that is. Also notified, with the same count, when
+    /// endpoints that had left the set stop serving.
     pub fn updates(&self) -> watch::Receiver<u64> {
         self.inner.updates.subscribe()
     }
@@ -309,6 +315,7 @@ impl Inner {
             let plan = plan::plan(&mut state, &self.config, now);
             drop(state);
             let mut availability = plan.availability;
+            let has_dropped = plan.has_dropped;
             let (table, compiled) = plan.compile(self.strategy.as_ref(), &self.random);
             let serial = table.serial;
             let old_table = self.table.swap(Arc::new(table));
@@ -319,6 +326,10 @@ impl Inner {
                 availability.refused_ejections = refused;
                 std::mem::replace(last, availability) != availability
             });
+            if has_dropped {
+                // The count stays; those who follow the set look at it again.
+                self.updates.send_modify(|_| ());
+            }
             let mut state = self.state.lock();
             garbage.push((old_table, state.remember(compiled)));
             let is_done = state.version == version;

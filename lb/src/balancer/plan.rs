@@ -33,6 +33,8 @@ pub(super) struct Plan {
     next_change: u64,
     sessions: HashMap<u64, Arc<Endpoint>>,
     max_in_flight: u32,
+    /// Whether endpoints that had left the set serve no more.
+    pub(super) has_dropped: bool,
     pub(super) availability: Availability,
 }
 
@@ -54,6 +56,7 @@ struct Level<'a> {
 }
 
 pub(super) fn plan(state: &mut State, config: &Config, now: u64) -> Plan {
+    let has_dropped = state.drop_left(config, now);
     let next_change = state.next_change(config, now);
     let state = &*state;
     let mut levels = levels(state);
@@ -83,18 +86,19 @@ pub(super) fn plan(state: &mut State, config: &Config, now: u64) -> Plan {
         groups,
         next_change,
         sessions: state.entries.iter().filter(serves).map(session).collect(),
+        has_dropped,
         max_in_flight: config.max_in_flight.unwrap_or(MAX_IN_FLIGHT),
         availability: Availability { healthy, total, refused_ejections: state.refused_ejections },
     }
 }
 
 fn levels(state: &State) -> Vec<Level<'_>> {
-    let mut priorities: Vec<u8> = state.entries.iter().map(|entry| entry.config.priority).collect();
+    let mut priorities: Vec<u8> = state.serving().map(|entry| entry.config.priority).collect();
     priorities.sort_unstable();
     priorities.dedup();
     let level = |priority| Level {
         priority,
-        entries: state.entries.iter().filter(|entry| entry.config.priority == priority).collect(),
+        entries: state.serving().filter(|entry| entry.config.priority == priority).collect(),
         split: PrioritySplit { share: 0.0, panics: false },
     };
     priorities.into_iter().map(level).collect()

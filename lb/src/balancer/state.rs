@@ -45,6 +45,9 @@ pub(super) struct Entry {
     ramp_since: Option<u64>,
     /// Drained by [`Balancer::set_draining`](super::Balancer::set_draining), whatever a set says.
     is_drained: bool,
+    /// Whether it left the set and serves until an endpoint of the set does. Invariant: it passes
+    /// its checks, does not drain, and stands behind all endpoints of the set.
+    has_left: bool,
 }
 
 impl Entry {
@@ -114,7 +117,7 @@ impl State {
             old.into_iter().map(|entry| (entry.config.name.clone(), entry)).collect();
         for config in set {
             let entry = match old.remove(&config.name) {
-                Some(entry) => Entry { config, ..entry },
+                Some(entry) => Entry { config, has_left: false, ..entry },
                 None => self.new_entry(config, inner, (!is_first).then_some(now)),
             };
             self.entries.push(entry);
@@ -122,6 +125,46 @@ impl State {
         self.updates += 1;
         self.last_update = Some(now);
         self.keep_ejected_share(&inner.config, now);
+        // A set that only drains is meant to serve nothing.
+        let could_serve = self.entries.iter().any(|entry| !entry.is_draining());
+        if could_serve && !self.entries.iter().any(Entry::is_usable) {
+            self.keep_left(old.into_values());
+        }
+    }
+
+    /// Keeps what left a set in which nothing passes its checks yet, until an endpoint of it does.
+    ///
+    /// Source: Envoy keeps hosts that left discovery while their checks pass.
+    fn keep_left(&mut self, old: impl Iterator<Item = Entry>) {
+        let is_kept = |entry: &Entry| entry.check.is_some() && entry.is_usable();
+        let mut left: Vec<Entry> = old.filter(is_kept).collect();
+        left.sort_unstable_by_key(|entry| entry.endpoint.id());
+        // Together with the set no more than one set may have.
+        left.truncate(MAX_ENDPOINTS - self.entries.len());
+        self.entries.extend(left.into_iter().map(|entry| Entry { has_left: true, ..entry }));
+    }
+
+    /// Drops what left the set, once an endpoint of the set serves, and what no longer can.
+    /// Returns whether it dropped any.
+    pub(super) fn drop_left(&mut self, config: &Config, now: u64) -> bool {
+        let before = self.entries.len();
+        let is_served = self.entries.iter().any(|entry| !entry.has_left && entry.is_usable());
+        self.entries.retain(|entry| {
+            let can_serve = entry.passes_checks() && !entry.is_draining();
+            !entry.has_left || (!is_served && can_serve)
+        });
+        let has_dropped = self.entries.len() < before;
+        if has_dropped {
+            self.keep_ejected_share(config, now);
+        }
+        has_dropped
+    }
+
+    /// The endpoints that traffic is shared among: those of the set, or those that left it while
+    /// they serve in its place.
+    pub(super) fn serving(&self) -> impl Iterator<Item = &Entry> {
+        let holds = self.entries.last().is_some_and(|entry| entry.has_left);
+        self.entries.iter().filter(move |entry| entry.has_left == holds)
     }
 
     fn new_entry(
@@ -139,6 +182,7 @@ impl State {
             ejection: EjectionState::default(),
             ramp_since,
             is_drained: false,
+            has_left: false,
             config,
         }
     }
@@ -224,7 +268,7 @@ impl State {
                 return;
             }
             let is_within = ejection_allowed(ejected - 1, counted, outliers.max_ejected_share);
-            let is_served = self.entries.iter().any(Entry::is_usable);
+            let is_served = self.entries.iter().any(|entry| entry.is_usable() && !entry.has_left);
             let could_serve = |entry: &&mut Entry| {
                 let is_ejected = entry.ejection.until.is_some() && !entry.is_draining();
                 is_ejected && (!is_within || entry.passes_checks())

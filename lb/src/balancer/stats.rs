@@ -10,7 +10,7 @@ use super::state::State;
 pub struct Availability {
     /// Endpoints that are healthy and not draining.
     pub healthy: usize,
-    /// Endpoints in the set.
+    /// Endpoints in the set, and those that left it but still serve in its place.
     pub total: usize,
     /// Ejections that were due but would have left too few endpoints, so far. A rise says that
     /// endpoints fail that are still used: the set may be stale.
@@ -21,7 +21,7 @@ pub struct Availability {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct BalancerStats {
-    /// The endpoints, in the order of the set.
+    /// The endpoints, in the order of the set, then those that left it but still serve.
     pub endpoints: Vec<EndpointStats>,
     /// Sets received.
     pub updates: u64,

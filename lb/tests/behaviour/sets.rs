@@ -1,8 +1,8 @@
 //! Sets that change at run time, leases, limits, sessions and draining.
 
 use super::*;
-use voussoir_lb::UpdateError;
 use voussoir_lb::strategy::*;
+use voussoir_lb::{CheckConfig, UpdateError};
 
 #[test]
 fn a_lease_counts_until_it_ends_and_a_dropped_one_is_cancelled() {
@@ -191,4 +191,73 @@ fn what_was_drained_by_hand_stays_drained_in_later_sets() {
     balancer.update(draining, 0).expect("a set");
     balancer.set_draining("a", false, 0);
     assert_eq!(names(&balancer, 4, 0), "bbbb");
+}
+
+fn checked() -> Balancer {
+    let mut config = Config::default();
+    config.checks = Some(CheckConfig::default());
+    Balancer::new(RoundRobin::default(), config).expect("valid")
+}
+
+fn set(balancer: &Balancer, names: &[&str]) {
+    balancer.update(names.iter().copied().map(EndpointConfig::new), 0).expect("a set");
+}
+
+fn check(balancer: &Balancer, name: &str, passed: bool) {
+    let endpoints = balancer.endpoints();
+    let found = endpoints.iter().find(|endpoint| endpoint.name() == name).expect("known");
+    balancer.record_check(found.id(), passed, 0);
+}
+
+/// Envoy keeps hosts that left discovery while their checks pass (envoy #6714).
+#[test]
+fn a_set_that_is_replaced_as_a_whole_serves_until_the_new_one_does() {
+    let balancer = checked();
+    set(&balancer, &["a", "b"]);
+    check(&balancer, "a", true);
+    check(&balancer, "b", true);
+    let mut updates = balancer.updates();
+    set(&balancer, &["c", "d"]);
+    updates.mark_unchanged();
+    assert_eq!(names(&balancer, 4, 0), "abab", "nothing of the new set was checked yet");
+    let listed: Vec<_> = balancer.endpoints().iter().map(|found| found.name().to_owned()).collect();
+    assert_eq!(listed, ["c", "d", "a", "b"], "those that left are checked, too");
+    // A new one that does not start yet, and an old one that ends.
+    check(&balancer, "c", false);
+    for _ in 0..3 {
+        check(&balancer, "a", false);
+    }
+    assert_eq!(names(&balancer, 2, 0), "bb");
+    // The same set again, such as the next answer of DNS, keeps what serves.
+    set(&balancer, &["c", "d"]);
+    assert_eq!(names(&balancer, 2, 0), "bb");
+    updates.mark_unchanged();
+    check(&balancer, "d", true);
+    assert_eq!(names(&balancer, 2, 0), "dd");
+    assert!(updates.has_changed().expect("open"), "those who check the endpoints look again");
+    assert_eq!((*updates.borrow(), balancer.endpoints().len()), (3, 2));
+}
+
+#[test]
+fn an_endpoint_that_left_serves_rather_than_one_that_is_down() {
+    let balancer = checked();
+    set(&balancer, &["a", "b"]);
+    check(&balancer, "a", false);
+    check(&balancer, "b", true);
+    set(&balancer, &["a", "c"]);
+    assert_eq!(names(&balancer, 4, 0), "bbbb");
+    // One that returns to the set is a part of it again.
+    set(&balancer, &["b", "d"]);
+    assert_eq!((names(&balancer, 2, 0), balancer.endpoints().len()), ("bb".to_owned(), 2));
+    // One that drains by hand leaves at once, and nobody serves.
+    set(&balancer, &["e"]);
+    assert_eq!(names(&balancer, 2, 0), "bb");
+    assert!(balancer.set_draining("b", true, 0));
+    assert!(balancer.pick(&Context::new(), 0).is_none());
+    assert_eq!(balancer.endpoints().len(), 1);
+    // Without checks a new set is used at once.
+    let unchecked = Balancer::new(RoundRobin::default(), Config::default()).expect("valid");
+    set(&unchecked, &["a"]);
+    set(&unchecked, &["b"]);
+    assert_eq!(names(&unchecked, 2, 0), "bb");
 }
