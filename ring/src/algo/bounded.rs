@@ -158,7 +158,7 @@ impl Bounded {
         // The weight of all nodes of this view, gone ones too, makes capacities too small rather
         // than too large, and the common case asks for no node whether it has gone.
         let mut weight = self.weight_total;
-        // Ends: from the second pass on, `weight` is that of the present admitted nodes alone. Their
+        // Ends: from the second pass on, `weight` is that of present admitted nodes alone. Their
         // capacities then add up to more than `total`, and their loads to less, so at least one
         // node has room when the pass begins. The pass misses it only if another thread took that
         // room or marked a node as gone: each failed pass is another thread's completed step.
