@@ -68,7 +68,7 @@ impl<K: Key, V: Value> Cache<K, V> {
     {
         match self.inner.find(key) {
             Found::Value(value, _) => value,
-            Found::IfError(_) | Found::Nothing => None,
+            Found::IfError | Found::Nothing => None,
         }
     }
 
@@ -399,13 +399,13 @@ impl<K: Key, V: Value> Cache<K, V> {
         }
         let hashed = HashedKey { hash: self.inner.hash(key), key: key.to_owned() };
         let load = Arc::new(load);
-        let stale = match found {
+        let has_stale = match found {
             Found::Value(value, _) => {
                 self.refresh(&hashed, &load);
                 return Ok(Seen { value, position: None });
             }
-            Found::IfError(stale) => Some(stale),
-            Found::Nothing => None,
+            Found::IfError => true,
+            Found::Nothing => false,
         };
         let asked_at = self.inner.version();
         // Ends: a load is asked for again only when the answer is too old for this reader and the
@@ -420,10 +420,7 @@ impl<K: Key, V: Value> Cache<K, V> {
                 Err(error) => break error,
             };
             let asks_source = ride.version() > asked_at && ride.asks_source_since(since);
-            let answer = match stale {
-                Some(_) => self.ride_for_a_while(ride).await,
-                None => ride.await,
-            };
+            let answer = if has_stale { self.ride_for_a_while(ride).await } else { ride.await };
             match answer {
                 Some(Ok(seen)) if seen.position.unwrap_or(0) >= since => return Ok(seen),
                 Some(Ok(seen)) if asks_source => {
@@ -433,30 +430,8 @@ impl<K: Key, V: Value> Cache<K, V> {
                 Some(Ok(_)) | None => {}
             }
         };
-        match stale {
-            Some(stale) => {
-                self.or_stale(key, stale, error).map(|value| Seen { value, position: None })
-            }
-            None => Err(error),
-        }
-    }
-
-    /// The stale value, if it may still be served.
-    fn or_stale<Q>(
-        &self,
-        key: &Q,
-        stale: Option<V>,
-        error: LoadError,
-    ) -> Result<Option<V>, LoadError>
-    where
-        K: Borrow<Q>,
-        Q: Hash + Eq + ?Sized,
-    {
-        if self.inner.may_serve_on_error(key) {
-            count(&self.inner.counters.stale_served);
-            return Ok(stale);
-        }
-        Err(error)
+        let instead = if has_stale { self.inner.instead_of_error(key, since) } else { None };
+        instead.ok_or(error)
     }
 
     fn board<F>(

@@ -73,8 +73,8 @@ impl<K, V> Default for Removals<K, V> {
 pub(crate) enum Found<V> {
     /// Serve it. `true`: and load it again in the background.
     Value(Option<V>, bool),
-    /// Load; where that fails, serve this.
-    IfError(Option<V>),
+    /// Load; where that fails, serve [`Inner::instead_of_error`].
+    IfError,
     Nothing,
 }
 
@@ -199,7 +199,7 @@ impl<K: Key, V: Value> Inner<K, V> {
             }
             Freshness::IfError => {
                 count(&self.counters.misses);
-                Found::IfError(entry.value)
+                Found::IfError
             }
             Freshness::Gone => {
                 count(&self.counters.misses);
@@ -219,20 +219,34 @@ impl<K: Key, V: Value> Inner<K, V> {
         }
     }
 
-    /// Whether the stale entry of a key may be served after the load of the key has failed. False
-    /// if the entry was invalidated since the reader found it.
-    pub(crate) fn may_serve_on_error<Q>(&self, key: &Q) -> bool
+    /// What a reader is given whose load has failed: what the cache has now, and not what the reader
+    /// found before the load, which may have been invalidated or replaced since. Nothing from
+    /// before the source's position `since`.
+    pub(crate) fn instead_of_error<Q>(&self, key: &Q, since: u64) -> Option<Seen<V>>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
+        if let Some(behind) = &self.behind
+            && let Some(value) = behind.0.get(key)
+        {
+            return Some(Seen { value, position: None });
+        }
         let is = |other: &K| other.borrow() == key;
-        let probe = Probe { hash: self.hash(key), is: &is };
-        let Some(entry) = self.store.get(&probe) else { return false };
+        let entry = self.store.get(&Probe { hash: self.hash(key), is: &is })?;
+        let (position, now) = (entry.position(), self.clock.now());
         let valid = |extra: &Extra| !extra.is_invalid(entry.version);
-        entry.version >= self.generation.load(Ordering::Acquire)
+        let may_serve = entry.version >= self.generation.load(Ordering::Acquire)
             && entry.extra.as_deref().is_none_or(valid)
-            && self.lifetimes.may_serve_on_error(&entry.times(), self.clock.now())
+            && self.lifetimes.may_serve_on_error(&entry.times(), now)
+            && position.unwrap_or(0) >= since;
+        if !may_serve {
+            return None;
+        }
+        if now >= entry.times().end {
+            count(&self.counters.stale_served);
+        }
+        Some(Seen { value: entry.value, position })
     }
 
     /// Whether an entry is fresh and valid. Unlike [`judge`](Self::judge) this counts nothing,

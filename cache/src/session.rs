@@ -128,9 +128,9 @@ impl<K: Key, V: Value> Session<'_, K, V> {
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
     {
-        match self.find(key).0 {
+        match self.find(key) {
             Found::Value(value, _) => value,
-            Found::IfError(_) | Found::Nothing => None,
+            Found::IfError | Found::Nothing => None,
         }
     }
 
@@ -147,14 +147,13 @@ impl<K: Key, V: Value> Session<'_, K, V> {
         K: Borrow<Q>,
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
-        let (found, found_at) = self.find(key);
+        let found = self.find(key);
         if let Found::Value(value, false) = found {
             return Ok(value);
         }
         let since = self.token.position;
         let seen = self.cache.resolve_from_source(key, found, since).await?;
-        // Without a position it is the stale value that was found.
-        self.raise(seen.position.or(found_at));
+        self.raise(seen.position);
         Ok(seen.value)
     }
 
@@ -177,20 +176,18 @@ impl<K: Key, V: Value> Session<'_, K, V> {
         F: Fn(K) -> L + Send + Sync + 'static,
         L: Future<Output = Result<Loaded<V>, LoadError>> + Send + 'static,
     {
-        let (found, found_at) = self.find(key);
+        let found = self.find(key);
         if let Found::Value(value, false) = found {
             return Ok(value);
         }
         let since = self.token.position;
         let load = move |key: K| -> LoadFuture<V> { Box::pin(load(key)) };
         let seen = self.cache.resolve(key, found, since, load).await?;
-        // Without a position it is the stale value that was found.
-        self.raise(seen.position.or(found_at));
+        self.raise(seen.position);
         Ok(seen.value)
     }
 
-    /// What is in the cache, and its position if that may be served.
-    fn find<Q>(&mut self, key: &Q) -> (Found<V>, Option<u64>)
+    fn find<Q>(&mut self, key: &Q) -> Found<V>
     where
         K: Borrow<Q>,
         Q: Hash + Eq + ?Sized,
@@ -199,8 +196,7 @@ impl<K: Key, V: Value> Session<'_, K, V> {
         if let Found::Value(..) = found {
             self.raise(found_at);
         }
-        let found_at = found_at.filter(|_| !matches!(found, Found::Nothing));
-        (found, found_at)
+        found
     }
 
     fn raise(&mut self, position: Option<u64>) {

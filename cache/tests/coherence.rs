@@ -6,9 +6,13 @@ mod support;
 use std::sync::Arc;
 use std::time::Duration;
 
-use support::{Mood, Numbers, Script, cache, config};
+use support::{Mood, Numbers, Script, Scripted, cache, config};
 use tokio::task::JoinHandle;
-use voussoir_cache::{Cache, Insert, LoadError, Loaded};
+use voussoir_cache::testing::ManualClock;
+use voussoir_cache::{
+    Cache, Clock, Insert, LoadError, Loaded, SessionToken, Sink, SinkError, Write, WriteBehind,
+    WriteBehindConfig, async_trait,
+};
 
 type Reader = JoinHandle<Result<Option<u64>, LoadError>>;
 
@@ -104,12 +108,133 @@ async fn a_stale_value_is_not_served_on_error_once_it_was_invalidated() {
         config.stale_if_error = Duration::from_secs(100);
     });
     let (cache, clock) = cache(lasting, &script);
-    assert_eq!(cache.get_or_load(&1).await.unwrap(), Some(10));
+    script.tags.lock().push("all".into());
+    let invalidate: [fn(&Numbers); 3] =
+        [|cache| cache.invalidate(&1), |cache| cache.invalidate_tag("all"), Numbers::clear];
+    for (way, invalidate) in invalidate.iter().enumerate() {
+        script.set(Mood::Answers);
+        assert_eq!(cache.get_or_load(&1).await.unwrap(), Some(10));
+        clock.advance(Duration::from_secs(2));
+        script.set(Mood::Fails);
+        let slow = slow_reader(&cache, 1).await;
+        invalidate(&cache);
+        assert!(slow.await.unwrap().is_err(), "invalidated during the load, way {way}");
+    }
+}
+
+/// The reader found a stale value, which was replaced while its load was under way. The load fails,
+/// or is slower than the soft time-out.
+#[tokio::test(start_paused = true)]
+async fn a_reader_whose_load_fails_is_given_what_replaced_the_stale_value() {
+    for mood in [Mood::Fails, Mood::Hangs] {
+        let script = Script::new(1);
+        let lasting = config(|config| {
+            config.ttl = Some(Duration::from_secs(1));
+            config.negative_ttl = Duration::from_secs(100);
+            config.stale_if_error = Duration::from_secs(100);
+            config.soft_timeout = Some(Duration::from_millis(100));
+        });
+        let (cache, clock) = cache(lasting, &script);
+        let replace: [(fn(&Numbers), Option<u64>); 4] = [
+            (|cache| _ = cache.insert(1, 2), Some(2)),
+            (
+                |cache| {
+                    cache.invalidate(&1);
+                    cache.insert(1, 3);
+                },
+                Some(3),
+            ),
+            (
+                |cache| {
+                    cache.clear();
+                    cache.insert(1, 4);
+                },
+                Some(4),
+            ),
+            (|cache| cache.invalidate(&1), None),
+        ];
+        for (replace, expected) in replace {
+            cache.insert(1, 1);
+            clock.advance(Duration::from_secs(2));
+            script.set(mood);
+            let slow = slow_reader(&cache, 1).await;
+            replace(&cache);
+            // The newest word may be that there is no value.
+            let absent = |_| async { Ok(Loaded::absent()) };
+            assert_eq!(cache.get_or_load_with(&1, absent).await.unwrap(), expected);
+            assert_eq!(slow.await.unwrap().unwrap(), expected, "{mood:?}");
+        }
+        assert_eq!(cache.stats().stale_served, 0);
+    }
+}
+
+/// The same where the newer value is in the backlog of write-behind.
+#[tokio::test(start_paused = true)]
+async fn a_reader_whose_load_fails_is_given_what_was_written_meanwhile() {
+    let script = Script::new(1);
+    let lasting = config(|config| {
+        config.ttl = Some(Duration::from_secs(1));
+        config.stale_if_error = Duration::from_secs(100);
+    });
+    let clock = Arc::new(ManualClock::default());
+    let shared: Arc<dyn Clock> = Arc::<ManualClock>::clone(&clock);
+    let behind = WriteBehind::in_memory(WriteBehindConfig::default(), |_, _| 1).unwrap();
+    let cache: Numbers = Cache::builder()
+        .config(lasting)
+        .clock(shared)
+        .source(Scripted(Arc::clone(&script)))
+        .write_behind(behind, Full)
+        .build()
+        .unwrap();
+    cache.insert(1, 1);
     clock.advance(Duration::from_secs(2));
     script.set(Mood::Fails);
     let slow = slow_reader(&cache, 1).await;
-    cache.invalidate(&1);
-    assert!(slow.await.unwrap().is_err(), "the stale value was invalidated during the load");
+    cache.write(1, 2).await.unwrap();
+    assert_eq!(slow.await.unwrap().unwrap(), Some(2));
+}
+
+/// A sink that takes nothing.
+struct Full;
+
+#[async_trait]
+impl Sink<u64, u64> for Full {
+    async fn write(&self, writes: &[Write<u64, u64>]) -> Vec<Result<(), SinkError>> {
+        writes.iter().map(|_| Err(SinkError::not_applied("full"))).collect()
+    }
+}
+
+/// A session is not given an older value where its load fails, and is at the position of the one
+/// that it was given.
+#[tokio::test(start_paused = true)]
+async fn a_session_whose_load_fails_is_given_nothing_from_before_it() {
+    let script = Script::new(1);
+    let lasting = config(|config| {
+        config.ttl = Some(Duration::from_secs(1));
+        config.stale_if_error = Duration::from_secs(100);
+    });
+    let (cache, clock) = cache(lasting, &script);
+    let at = |position| {
+        let mut with = Insert::default();
+        with.position = Some(position);
+        with
+    };
+    for (replaced_by, expected) in [(4, None), (7, Some(7))] {
+        cache.invalidate(&1);
+        cache.insert_with(1, 5, at(5));
+        clock.advance(Duration::from_secs(2));
+        script.set(Mood::Fails);
+        let reader = cache.clone();
+        let slow = tokio::spawn(async move {
+            let mut token = SessionToken::new(5);
+            let answer = reader.session(&mut token).get_or_load(&1).await;
+            (answer.ok().flatten(), token.position())
+        });
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        cache.invalidate(&1);
+        cache.insert_with(1, replaced_by, at(replaced_by));
+        assert_eq!(slow.await.unwrap(), (expected, expected.unwrap_or(5)));
+    }
 }
 
 #[tokio::test]
