@@ -120,7 +120,10 @@ impl BusConfig {
 
 /// A bus between the caches of one process. Clones are the same bus.
 #[derive(Clone, Debug)]
-pub struct LocalBus(broadcast::Sender<Arc<[u8]>>);
+pub struct LocalBus(broadcast::Sender<Batch>);
+
+/// The messages of one publication: a subscription that hears the bus is not behind by their number.
+type Batch = Arc<[Vec<u8>]>;
 
 impl Default for LocalBus {
     fn default() -> Self {
@@ -129,8 +132,9 @@ impl Default for LocalBus {
 }
 
 impl LocalBus {
-    /// A bus that keeps this many messages for a subscription which is behind; one that is further
-    /// behind ends. At least 1.
+    /// A bus that keeps so many publications, each of all messages that a cache had to send at
+    /// the time, for a subscription which is behind; one that is further behind ends. At least 1.
+    /// Default 1,024.
     pub fn new(max_behind: usize) -> Self {
         Self(broadcast::Sender::new(max_behind.clamp(1, 1 << 20)))
     }
@@ -139,23 +143,34 @@ impl LocalBus {
 #[async_trait]
 impl Bus for LocalBus {
     async fn publish(&self, messages: &[Vec<u8>]) -> Result<(), BusError> {
-        for message in messages {
-            // An error here says that nobody listens.
-            let _ = self.0.send(message.as_slice().into());
-        }
+        // An error here says that nobody listens.
+        let _ = self.0.send(messages.into());
         Ok(())
     }
 
     async fn subscribe(&self) -> Result<Box<dyn Subscription>, BusError> {
-        Ok(Box::new(LocalSubscription(self.0.subscribe())))
+        let batches = self.0.subscribe();
+        Ok(Box::new(LocalSubscription { batches, heard: Arc::default(), next: 0 }))
     }
 }
 
-struct LocalSubscription(broadcast::Receiver<Arc<[u8]>>);
+struct LocalSubscription {
+    batches: broadcast::Receiver<Batch>,
+    /// The last publication, of which the messages from `next` on were not given out yet.
+    heard: Batch,
+    next: usize,
+}
 
 #[async_trait]
 impl Subscription for LocalSubscription {
     async fn next(&mut self) -> Option<Vec<u8>> {
-        self.0.recv().await.ok().map(|message| message.to_vec())
+        // Ends: with a message, or with the subscription. A publication may have none.
+        loop {
+            if let Some(message) = self.heard.get(self.next) {
+                self.next += 1;
+                return Some(message.clone());
+            }
+            (self.heard, self.next) = (self.batches.recv().await.ok()?, 0);
+        }
     }
 }
