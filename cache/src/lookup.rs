@@ -31,7 +31,7 @@ pub(crate) struct Inner<K: Key, V: Value> {
     /// Entries that have expired stay in the store: the source is asked about their values.
     keeps_expired: bool,
     pub(crate) sink: Option<Arc<dyn Sink<K, V>>>,
-    pub(crate) writes: crate::write::Writes,
+    pub(crate) writes: crate::write::Writes<K>,
     pub(crate) behind: Option<Behind<K, V>>,
     pub(crate) weigher: Option<Weigher<K, V>>,
     pub(crate) tagger: Option<Tagger<K>>,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 
+use hashbrown::HashTable;
 use tokio::sync::{Mutex, oneshot};
 use tokio::time::timeout;
 
@@ -17,31 +18,91 @@ use crate::lookup::Inner;
 use crate::source::{Sink, Write};
 use crate::store::{HashedKey, Probe, SourceVersion};
 
-/// Locks for the writes of one key: a power of two. Writes of different keys rarely share one.
-const LOCKS: usize = 256;
+/// Shards of the table of turns: a power of two.
+const SHARDS: usize = 64;
 
 /// Counters of what overtakes writes: a power of two. Two keys that share one cost a load.
 const COUNTERS: usize = 4096;
 
 /// Keeps writes of one key in one order, at the sink and in the cache.
-pub(crate) struct Writes {
-    locks: Box<[Mutex<()>]>,
+pub(crate) struct Writes<K> {
+    /// The turns of the keys that are being written or wait for it. Empty without a sink.
+    turns: Box<[Shard<K>]>,
     /// How often keys were invalidated or inserted. Changed and compared under the lock of the
     /// key's shard of the flights. Empty without a sink.
     overtaken: Box<[AtomicU64]>,
 }
 
-impl Writes {
+type Shard<K> = parking_lot::Mutex<HashTable<Taken<K>>>;
+
+/// A key's turn in the table.
+struct Taken<K> {
+    turn: Arc<Turn<K>>,
+    /// How many writes have it or wait for it. Invariant: above 0.
+    writes: usize,
+}
+
+struct Turn<K> {
+    key: HashedKey<K>,
+    lock: Mutex<()>,
+}
+
+/// A write's place in the order of its key. The turn leaves the table with the last one.
+struct Place<'a, K: Eq> {
+    shard: &'a Shard<K>,
+    turn: Arc<Turn<K>>,
+}
+
+impl<K: Eq> Drop for Place<'_, K> {
+    fn drop(&mut self) {
+        let last = {
+            let mut table = self.shard.lock();
+            let is_this = |taken: &Taken<K>| Arc::ptr_eq(&taken.turn, &self.turn);
+            match table.find_entry(self.turn.key.hash, is_this) {
+                Ok(mut found) if found.get().writes > 1 => {
+                    found.get_mut().writes -= 1;
+                    None
+                }
+                Ok(found) => Some(found.remove().0),
+                Err(_) => None,
+            }
+        };
+        // Foreign code, dropping the key: after the lock.
+        drop(last);
+    }
+}
+
+impl<K: Key> Writes<K> {
     pub(crate) fn new(has_sink: bool) -> Self {
-        let (locks, counters) = if has_sink { (LOCKS, COUNTERS) } else { (0, 0) };
+        let (shards, counters) = if has_sink { (SHARDS, COUNTERS) } else { (0, 0) };
         Self {
-            locks: (0..locks).map(|_| Mutex::new(())).collect(),
+            turns: (0..shards).map(|_| Shard::default()).collect(),
             overtaken: (0..counters).map(|_| AtomicU64::new(0)).collect(),
         }
     }
 
-    fn turn(&self, hash: u64) -> &Mutex<()> {
-        &self.locks[hash as usize % LOCKS]
+    /// A place in the order of a key's writes.
+    fn place(&self, key: &HashedKey<K>) -> Place<'_, K> {
+        let shard = &self.turns[(key.hash >> 32) as usize % SHARDS];
+        // Foreign code, cloning the key, runs before the lock.
+        let new = Arc::new(Turn { key: key.clone(), lock: Mutex::new(()) });
+        let mut table = shard.lock();
+        if let Some(taken) = table.find_mut(key.hash, |taken| taken.turn.key == *key) {
+            taken.writes += 1;
+            let turn = Arc::clone(&taken.turn);
+            drop(table);
+            return Place { shard, turn };
+        }
+        let taken = Taken { turn: Arc::clone(&new), writes: 1 };
+        table.insert_unique(key.hash, taken, |taken| taken.turn.key.hash);
+        drop(table);
+        Place { shard, turn: new }
+    }
+
+    /// Keys that are being written.
+    #[cfg(test)]
+    fn taken(&self) -> usize {
+        self.turns.iter().map(|shard| shard.lock().len()).sum()
     }
 
     /// A number that is another one once the key was invalidated or inserted.
@@ -101,11 +162,11 @@ impl<K: Key, V: Value> Inner<K, V> {
         let (mut reply, answer) = oneshot::channel();
         let cache = Arc::clone(self);
         tokio::spawn(async move {
-            let turn = cache.writes.turn(key.hash);
+            let place = cache.writes.place(&key);
             // A caller that goes away while it waits for its turn has written nothing.
             let _turn = tokio::select! {
                 biased;
-                turn = turn.lock() => turn,
+                turn = place.turn.lock.lock() => turn,
                 () = reply.closed() => return,
             };
             let written = cache.write_through(&*sink, &key, value, keep).await;
@@ -178,5 +239,25 @@ impl<K: Key, V: Value> Inner<K, V> {
             let is = |other: &K| *other == key.key;
             self.invalidate(&Probe { hash: key.hash, is: &is });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_turn_is_kept_for_as_long_as_a_write_has_or_wants_it() {
+        let writes = Writes::<u64>::new(true);
+        let key = |key| HashedKey { hash: 7, key };
+        let (one, other) = (writes.place(&key(1)), writes.place(&key(2)));
+        assert!(!Arc::ptr_eq(&one.turn, &other.turn), "the same hash, and another key");
+        let next = writes.place(&key(1));
+        assert!(Arc::ptr_eq(&one.turn, &next.turn));
+        assert_eq!(writes.taken(), 2);
+        drop(one);
+        assert!(Arc::ptr_eq(&writes.place(&key(1)).turn, &next.turn), "it waits for its turn");
+        drop((other, next));
+        assert_eq!(writes.taken(), 0);
     }
 }

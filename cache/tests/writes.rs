@@ -92,6 +92,30 @@ async fn writes_of_one_key_reach_sink_and_cache_in_one_order() {
     assert_eq!(cache.get(&1), Some(2));
 }
 
+/// A row that is locked, and a database that takes any number of writes side by side.
+#[tokio::test(start_paused = true)]
+async fn writes_of_different_keys_do_not_wait_for_each_other() {
+    let (cache, database) = cache();
+    *database.mood.lock() = Mood::Hangs;
+    let stuck = tokio::spawn({
+        let cache = cache.clone();
+        async move { cache.write(0, 2).await }
+    });
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    *database.mood.lock() = Mood::Takes;
+    let began = tokio::time::Instant::now();
+    let mut writes = tokio::task::JoinSet::new();
+    for key in 1..=5_000 {
+        let cache = cache.clone();
+        writes.spawn(async move { cache.write(key, 1).await });
+    }
+    while let Some(written) = writes.join_next().await {
+        written.unwrap().unwrap();
+    }
+    assert_eq!(began.elapsed(), Duration::from_millis(20), "as long as one of them");
+    assert!(!stuck.is_finished());
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_unknown_outcome_drops_the_entry() {
     let (cache, database) = cache();
