@@ -20,7 +20,7 @@ use crate::core::peers::Invalidation;
 use crate::error::{ConfigError, LoadError, WriteError};
 use crate::flights::{Answer, Boarded, Key, LoadFuture, Restart, Ride, Seen, Value};
 use crate::insert::Insert;
-use crate::lookup::{Found, Inner, Tagger};
+use crate::lookup::{Found, Inner, LastLoad, Tagger};
 use crate::remote::bus::{Bus, BusConfig};
 use crate::remote::level::{LevelConfig, SecondLevel};
 use crate::remote::through::Asked;
@@ -68,7 +68,7 @@ impl<K: Key, V: Value> Cache<K, V> {
     {
         match self.inner.find(key) {
             Found::Value(value, _) => value,
-            Found::IfError | Found::Nothing => None,
+            Found::IfError(_) | Found::Nothing => None,
         }
     }
 
@@ -399,16 +399,21 @@ impl<K: Key, V: Value> Cache<K, V> {
         }
         let hashed = HashedKey { hash: self.inner.hash(key), key: key.to_owned() };
         let load = Arc::new(load);
-        let has_stale = match found {
+        let stale = match found {
             Found::Value(value, _) => {
                 self.refresh(&hashed, &load);
                 return Ok(Seen { value, position: None });
             }
-            Found::IfError => true,
-            Found::Nothing => false,
+            Found::IfError(last) => Some(last),
+            Found::Nothing => None,
         };
         let asked_at = self.inner.version();
         // Ends: a load is asked for again only when the answer is too old for this reader and the
+        if stale == Some(LastLoad::JustFailed)
+            && let Some(seen) = self.inner.instead_of_error(key, since)
+        {
+            return Ok(seen);
+        }
         // load began before the reader came, or was answered by the second level for one that had
         // seen less; or when a tag or everything was invalidated after the load began and before
         // this reader came. The next load begins after that, and asks for a later position than
@@ -417,10 +422,20 @@ impl<K: Key, V: Value> Cache<K, V> {
             let ride = match self.board(&hashed, &load, Asked { is_refresh: false, since }) {
                 Ok(Boarded::Began(ride) | Boarded::Joined(ride)) => ride,
                 Ok(Boarded::Found(seen)) => return Ok(seen),
+                Ok(Boarded::Joined(ride)) if stale == Some(LastLoad::Failed) => {
+                    // The reader that began it finds out whether the source is back.
+                    if let Some(seen) = self.inner.instead_of_error(key, since) {
+                        return Ok(seen);
+                    }
+                    ride
+                }
                 Err(error) => break error,
             };
             let asks_source = ride.version() > asked_at && ride.asks_source_since(since);
-            let answer = if has_stale { self.ride_for_a_while(ride).await } else { ride.await };
+            let answer = match stale {
+                Some(_) => self.ride_for_a_while(ride).await,
+                None => ride.await,
+            };
             match answer {
                 Some(Ok(seen)) if seen.position.unwrap_or(0) >= since => return Ok(seen),
                 Some(Ok(seen)) if asks_source => {
@@ -430,7 +445,7 @@ impl<K: Key, V: Value> Cache<K, V> {
                 Some(Ok(_)) | None => {}
             }
         };
-        let instead = if has_stale { self.inner.instead_of_error(key, since) } else { None };
+        let instead = stale.and_then(|_| self.inner.instead_of_error(key, since));
         instead.ok_or(error)
     }
 
@@ -466,7 +481,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         if let Ok(answer) = timeout(soft, &mut ride).await {
             return answer;
         }
-        ride.go_on_alone();
+        ride.give_up();
         Some(Err(LoadError::TimedOut))
     }
 

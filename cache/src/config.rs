@@ -49,6 +49,13 @@ pub struct Config {
     /// How long after its end an entry is served when loading it fails. Never served after an
     /// invalidation. Default zero.
     pub stale_if_error: Duration,
+    /// How long an entry is served without another load after one of its key has failed: stale
+    /// values, and fresh ones whose refresh has failed. A load failed too when it has run into
+    /// `soft_timeout`, or when its last reader has gone away after a quarter of this. After the
+    /// pause one reader loads it, and others are given the stale value until that load has ended.
+    /// [`Cache::get`](crate::Cache::get) still finds fresh entries only. Zero where each reader is
+    /// to ask. Default 1 s.
+    pub error_pause: Duration,
     /// How long a reader waits for a load before it is given a stale value, if there is one that
     /// `stale_if_error` allows; the load goes on. `None` for until the load ends. Default `None`.
     pub soft_timeout: Option<Duration>,
@@ -95,6 +102,7 @@ impl Default for Config {
             early_refresh: 0.0,
             stale_while_revalidate: Duration::ZERO,
             stale_if_error: Duration::ZERO,
+            error_pause: Duration::from_secs(1),
             soft_timeout: None,
             hard_timeout: Duration::from_secs(30),
             sink_timeout: Duration::from_secs(30),
@@ -144,6 +152,7 @@ impl Config {
                 "must be at most 100 years",
             ),
             ("stale_if_error", longest(self.stale_if_error), "must be at most 100 years"),
+            ("error_pause", longest(self.error_pause), "must be at most 100 years"),
             ("soft_timeout", positive(self.soft_timeout), "must be above zero"),
             ("hard_timeout", patience(self.hard_timeout), "must be from 1 ms to 100 years"),
             ("sink_timeout", patience(self.sink_timeout), "must be from 1 ms to 100 years"),

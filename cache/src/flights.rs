@@ -14,6 +14,7 @@ use std::task::{Context, Poll, Wake, Waker};
 use hashbrown::HashTable;
 use parking_lot::Mutex;
 
+use crate::config::nanos;
 use crate::core::flight::Flight;
 use crate::error::LoadError;
 pub(crate) use crate::load::{Key, LoadFuture, LoadResult, Value};
@@ -369,6 +370,23 @@ impl<K: Key, V: Value> Ride<K, V> {
         }
     }
 
+    /// Leaves the load to a task, and has it count as one that failed: readers that are given
+    /// another value for it now do not wait for it.
+    pub(crate) fn give_up(self) {
+        let key = &self.flight.key;
+        let mut removed = Removals::default();
+        {
+            let table = self.cache.flights.shard(key.hash).lock();
+            // What is stored after a load was overtaken is not older than the load.
+            if table.find(key.hash, |flight| Arc::ptr_eq(flight, &self.flight)).is_some() {
+                self.cache.pause_loads(key, &mut removed);
+            }
+        }
+        // Foreign code: after the lock.
+        drop(removed);
+        self.go_on_alone();
+    }
+
     /// Whether an answer from before this position is certainly the source's own.
     pub(crate) fn asks_source_since(&self, position: u64) -> bool {
         position <= self.flight.since
@@ -391,7 +409,8 @@ impl<K: Key, V: Value> Ride<K, V> {
         let (answer, entry) = self.cache.judge_load(&key.key, *version, took, result);
         let absent = answer.as_ref().ok().filter(|seen| seen.value.is_none());
         let absent_at = absent.map(|seen| seen.position);
-        let is_untagged = entry.is_none() && answer.is_ok();
+        let has_failed = answer.is_err();
+        let is_untagged = entry.is_none() && !has_failed;
         let tags = entry.as_ref().and_then(|entry| entry.extra.clone());
         let is = |other: &K| *other == key.key;
         let probe = Probe { hash: key.hash, is: &is };
@@ -414,6 +433,7 @@ impl<K: Key, V: Value> Ride<K, V> {
                     (None, Some(position)) => {
                         self.cache.remove_absent(&probe, position, &mut removed);
                     }
+                    (None, None) if has_failed => self.cache.pause_loads(key, &mut removed),
                     (None, None) => {}
                 }
             } else {
@@ -515,6 +535,10 @@ impl<K: Key, V: Value> Ride<K, V> {
     fn abandon(&self) {
         let key = &self.flight.key;
         let is_this = |flight: &Arc<InFlight<K, V>>| Arc::ptr_eq(flight, &self.flight);
+        // Readers whose patience a source outlasts would else wait for it one after the other.
+        let lasted = self.cache.clock.now().saturating_sub(self.flight.began_at);
+        let has_failed = lasted >= nanos(self.cache.config.error_pause) / 4;
+        let mut removed = Removals::default();
         let dropped = {
             let mut table = self.cache.flights.shard(key.hash).lock();
             let mut state = self.flight.state.lock();
@@ -523,13 +547,16 @@ impl<K: Key, V: Value> Ride<K, V> {
             }
             if let Ok(found) = table.find_entry(key.hash, is_this) {
                 found.remove();
+                if has_failed {
+                    self.cache.pause_loads(key, &mut removed);
+                }
             }
             state.flight.overtake();
             (state.load.take(), state.restart.take())
         };
         self.cache.flights.end(self.flight.version);
         // Foreign code: after the locks.
-        drop(dropped);
+        drop((dropped, removed));
     }
 }
 

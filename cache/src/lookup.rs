@@ -74,8 +74,28 @@ pub(crate) enum Found<V> {
     /// Serve it. `true`: and load it again in the background.
     Value(Option<V>, bool),
     /// Load; where that fails, serve [`Inner::instead_of_error`].
-    IfError,
+    IfError(LastLoad),
     Nothing,
+}
+
+/// How the last load of a key ended that has a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LastLoad {
+    Succeeded,
+    /// It failed less than [`Config::error_pause`] ago.
+    JustFailed,
+    /// It failed, and may be tried again.
+    Failed,
+}
+
+impl LastLoad {
+    fn of(extra: Option<&Extra>, now: u64) -> Self {
+        match extra.map_or(0, |extra| extra.retry_at.load(Ordering::Relaxed)) {
+            0 => Self::Succeeded,
+            retry_at if now < retry_at => Self::JustFailed,
+            _ => Self::Failed,
+        }
+    }
 }
 
 impl<K: Key, V: Value> Inner<K, V> {
@@ -188,18 +208,20 @@ impl<K: Key, V: Value> Inner<K, V> {
         {
             extra.read_at.fetch_max(now, Ordering::Relaxed);
         }
+        let last = LastLoad::of(extra, now);
         match judged {
             Freshness::Fresh | Freshness::Refresh => {
                 self.counters.hits.add();
-                Found::Value(entry.value, judged == Freshness::Refresh)
+                let refresh = judged == Freshness::Refresh && last != LastLoad::JustFailed;
+                Found::Value(entry.value, refresh)
             }
             Freshness::Revalidate => {
                 count(&self.counters.stale_served);
-                Found::Value(entry.value, true)
+                Found::Value(entry.value, last != LastLoad::JustFailed)
             }
             Freshness::IfError => {
                 count(&self.counters.misses);
-                Found::IfError
+                Found::IfError(last)
             }
             Freshness::Gone => {
                 count(&self.counters.misses);
@@ -247,6 +269,31 @@ impl<K: Key, V: Value> Inner<K, V> {
             count(&self.counters.stale_served);
         }
         Some(Seen { value: entry.value, position })
+    }
+
+    /// A load of the key has failed: what the cache has of it is served without another one for
+    /// [`Config::error_pause`]. The caller holds the key's shard of the flights, and drops the
+    /// removals after it.
+    pub(crate) fn pause_loads(&self, key: &HashedKey<K>, removed: &mut Removals<K, V>) {
+        if self.config.error_pause.is_zero() {
+            return;
+        }
+        // Keys and values are cloned. Where that panics there is no pause.
+        let paused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let is = |other: &K| *other == key.key;
+            let entry = self.store.get(&Probe { hash: key.hash, is: &is })?;
+            let now = self.clock.now();
+            let retry_at = now.saturating_add(nanos(self.config.error_pause));
+            if let Some(extra) = &entry.extra {
+                extra.retry_at.fetch_max(retry_at, Ordering::Relaxed);
+            } else if self.lifetimes.may_serve(&entry.times(), now) {
+                let extra = Extra::plain(entry.times(), now, retry_at);
+                let paused = Entry { extra: Some(Arc::new(extra)), ..entry.clone() };
+                removed.stored = self.store.insert(key.clone(), paused);
+            }
+            Some(entry)
+        }));
+        removed.seen = paused.ok().flatten();
     }
 
     /// Whether an entry is fresh and valid. Unlike [`judge`](Self::judge) this counts nothing,
@@ -352,7 +399,8 @@ impl<K: Key, V: Value> Inner<K, V> {
         let extra = has_extra.then(|| {
             let names = names.iter().chain(&derived).map(String::as_str);
             let tags = if has_tags { self.tags.intern(names, has_any) } else { Box::default() };
-            Arc::new(Extra { times, tags, source_version, position, read_at: AtomicU64::new(now) })
+            let plain = Extra::plain(times, now, 0);
+            Arc::new(Extra { tags, source_version, position, ..plain })
         });
         let look_at = if is_judged_always { 0 } else { times.look_at };
         // Sums of weights stay far from overflow.

@@ -130,7 +130,7 @@ impl<K: Key, V: Value> Session<'_, K, V> {
     {
         match self.find(key) {
             Found::Value(value, _) => value,
-            Found::IfError | Found::Nothing => None,
+            Found::IfError(_) | Found::Nothing => None,
         }
     }
 

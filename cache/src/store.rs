@@ -128,9 +128,18 @@ pub(crate) struct Extra {
     pub(crate) position: Option<u64>,
     /// When the entry was last read, where the cache has an idle time.
     pub(crate) read_at: AtomicU64,
+    /// Until then the key is not loaded again, because its last load has failed. 0: it has not.
+    pub(crate) retry_at: AtomicU64,
 }
 
 impl Extra {
+    /// That of an entry without tags, version and position.
+    pub(crate) fn plain(times: Times, now: u64, retry_at: u64) -> Self {
+        let (read_at, retry_at) = (AtomicU64::new(now), AtomicU64::new(retry_at));
+        let tags = Box::default();
+        Self { times, tags, source_version: None, position: None, read_at, retry_at }
+    }
+
     /// Whether a tag was invalidated after the load began that brought the value.
     pub(crate) fn is_invalid(&self, version: u64) -> bool {
         self.tags.iter().any(|tag| tag.floor() > version)
@@ -254,11 +263,13 @@ impl<K: Eq + Hash + Send + Sync, V: Clone + Send + Sync> Store<K, V> for QuickSt
 
     fn insert(&self, key: HashedKey<K>, entry: Entry<V>) -> Vec<Removed<K, V>> {
         let (hash, version) = (key.hash, entry.version);
+        let extra_of = |entry: &Entry<V>| entry.extra.as_ref().map(Arc::as_ptr);
+        let extra = extra_of(&entry);
         let mut removed = Dropped::default();
         self.table.insert_with_lifecycle(key, entry, &mut removed);
         // The entry that was replaced has made no room; the new one may be too heavy to stay.
-        let is_evicted =
-            |(key, entry): &&Removed<K, V>| key.hash != hash || entry.version == version;
+        let is_new = |entry: &Entry<V>| entry.version == version && extra_of(entry) == extra;
+        let is_evicted = |(key, entry): &&Removed<K, V>| key.hash != hash || is_new(entry);
         let evicted = removed.0.iter().filter(is_evicted).count();
         if evicted > 0 {
             self.evicted.fetch_add(evicted as u64, Ordering::Relaxed);

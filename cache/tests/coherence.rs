@@ -289,7 +289,7 @@ async fn the_invalidation_of_a_tag_drops_a_remembered_absence() {
 async fn a_reader_is_not_given_an_absence_from_before_an_invalidation() {
     let script = Script::new(1);
     script.rows.lock().remove(&1);
-    let source = support::Scripted(Arc::clone(&script));
+    let source = Scripted(Arc::clone(&script));
     let built = Cache::builder().source(source).tag_keys(|_| vec!["rows".into()]);
     let cache = built.build().unwrap();
     let slow = slow_reader(&cache, 1).await;

@@ -5,7 +5,8 @@ mod support;
 use std::time::Duration;
 
 use support::{Mood, Script, cache, config};
-use voussoir_cache::{Cache, Insert, LoadError};
+use tokio::time::Instant;
+use voussoir_cache::{Cache, Config, Insert, LoadError};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -151,6 +152,8 @@ async fn a_failing_source_is_covered_by_stale_values_for_so_long() {
     assert_eq!(cache.get_or_load(&1).await.unwrap(), Some(10));
     clock.advance(30 * SECOND);
     for mood in [Mood::Fails, Mood::Panics, Mood::Hangs] {
+        // After the pause that follows a failure.
+        clock.advance(SECOND);
         script.set(mood);
         assert_eq!(cache.get_or_load(&1).await.unwrap(), Some(10), "{mood:?}");
     }
@@ -162,6 +165,110 @@ async fn a_failing_source_is_covered_by_stale_values_for_so_long() {
     script.set(Mood::Fails);
     clock.advance(40 * SECOND);
     assert!(matches!(cache.get_or_load(&1).await, Err(LoadError::Source(_))), "too old now");
+}
+
+/// In each of the windows in which a value is served while its source fails.
+#[tokio::test(start_paused = true)]
+async fn a_source_that_is_down_is_asked_once_a_pause() {
+    let windows: [fn(&mut Config); 3] = [
+        |config| config.refresh_after = Some(4 * SECOND),
+        |config| config.stale_while_revalidate = 1000 * SECOND,
+        |config| config.stale_if_error = 1000 * SECOND,
+    ];
+    for (window, after) in windows.into_iter().zip([5, 12, 12]) {
+        let script = Script::new(1);
+        let rules = config(|config| {
+            config.ttl = Some(10 * SECOND);
+            window(config);
+        });
+        let (cache, clock) = cache(rules, &script);
+        assert!(cache.insert(1, 7));
+        clock.advance(after * SECOND);
+        script.set(Mood::Fails);
+        for calls in 1..4 {
+            for _ in 0..100 {
+                assert_eq!(cache.get_or_load(&1).await.unwrap(), Some(7));
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            assert_eq!(script.calls(), calls);
+            clock.advance(SECOND);
+        }
+        assert_eq!((cache.stats().entries, cache.stats().evicted), (1, 0));
+        script.set(Mood::Answers);
+        cache.get_or_load(&1).await.unwrap();
+        tokio::time::sleep(SECOND).await;
+        assert_eq!(cache.get(&1), Some(10), "after the pause it is asked again");
+    }
+}
+
+/// Without a soft time-out the reader that begins a load waits for the hard one.
+#[tokio::test(start_paused = true)]
+async fn a_source_that_hangs_costs_one_reader_a_wait() {
+    let script = Script::new(1);
+    let covered = config(|config| {
+        config.ttl = Some(10 * SECOND);
+        config.stale_if_error = 1000 * SECOND;
+    });
+    let (cache, clock) = cache(covered, &script);
+    assert_eq!(cache.get_or_load(&1).await.unwrap(), Some(10));
+    clock.advance(20 * SECOND);
+    script.set(Mood::Hangs);
+    let began = Instant::now();
+    assert_eq!(cache.get_or_load(&1).await.unwrap(), Some(10));
+    assert_eq!(began.elapsed(), 30 * SECOND, "the hard time-out");
+    for _ in 0..10 {
+        assert_eq!(cache.get_or_load(&1).await.unwrap(), Some(10));
+        assert_eq!(cache.get(&1), None, "fresh values only");
+    }
+    // After the pause one reader tries again, and the others do not wait for it.
+    clock.advance(2 * SECOND);
+    let trying = tokio::spawn({
+        let cache = cache.clone();
+        async move { cache.get_or_load(&1).await }
+    });
+    tokio::time::sleep(SECOND).await;
+    for _ in 0..10 {
+        assert_eq!(cache.get_or_load(&1).await.unwrap(), Some(10));
+    }
+    assert_eq!((began.elapsed(), script.calls()), (31 * SECOND, 3));
+    assert_eq!(trying.await.unwrap().unwrap(), Some(10));
+    // Nobody who has a value that was invalidated is given one.
+    cache.invalidate(&1);
+    script.set(Mood::Fails);
+    assert!(cache.get_or_load(&1).await.is_err());
+    assert!(cache.get_or_load(&1).await.is_err(), "each reader asks");
+    assert_eq!(script.calls(), 5);
+}
+
+/// Readers who give up earlier than the load does, by themselves or at the soft time-out: the load
+/// never fails while they look.
+#[tokio::test(start_paused = true)]
+async fn a_source_that_outlasts_its_readers_is_not_waited_for_by_each() {
+    for soft in [None, Some(Duration::from_millis(100))] {
+        let script = Script::new(1);
+        let covered = config(|config| {
+            config.ttl = Some(10 * SECOND);
+            config.stale_if_error = 1000 * SECOND;
+            config.soft_timeout = soft;
+        });
+        let (cache, clock) = cache(covered, &script);
+        assert_eq!(cache.get_or_load(&1).await.unwrap(), Some(10));
+        clock.advance(20 * SECOND);
+        script.set(Mood::Hangs);
+        let mut waiting = Box::pin(cache.get_or_load(&1));
+        assert!(tokio::time::timeout(Duration::from_millis(50), &mut waiting).await.is_err());
+        clock.advance(SECOND / 4);
+        if soft.is_some() {
+            assert_eq!(waiting.await.unwrap(), Some(10));
+        } else {
+            drop(waiting);
+        }
+        let began = Instant::now();
+        for _ in 0..10 {
+            assert_eq!(cache.get_or_load(&1).await.unwrap(), Some(10));
+        }
+        assert_eq!((began.elapsed(), script.calls()), (Duration::ZERO, 2));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -152,6 +152,12 @@ impl Lifetimes {
         }
     }
 
+    /// Whether an entry may be served at `now` in any way.
+    pub(crate) fn may_serve(&self, times: &Times, now: u64) -> bool {
+        let stale = self.revalidate.max(self.if_error);
+        now < times.gone_at && (now < times.end || now - times.end < stale)
+    }
+
     /// Whether an entry whose load failed may be served at `now`.
     pub(crate) fn may_serve_on_error(&self, times: &Times, now: u64) -> bool {
         now < times.gone_at && (now < times.end || now - times.end < self.if_error)
