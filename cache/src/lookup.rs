@@ -394,13 +394,18 @@ impl<K: Key, V: Value> Inner<K, V> {
         let source_version = source_version.map(SourceVersion::At).or(above);
         let has_tags = has_any || !names.is_empty() || !derived.is_empty();
         let is_judged_always = has_tags || self.idle.is_some();
-        let has_extra =
-            is_judged_always || !times.is_plain() || source_version.is_some() || position.is_some();
+        // What comes from the second level has the rest of a lifetime and not its own.
+        let own_ttl = ttl.filter(|_| self.keeps_expired && !self.has_level());
+        let has_extra = is_judged_always
+            || !times.is_plain()
+            || source_version.is_some()
+            || position.is_some()
+            || own_ttl.is_some();
         let extra = has_extra.then(|| {
             let names = names.iter().chain(&derived).map(String::as_str);
             let tags = if has_tags { self.tags.intern(names, has_any) } else { Box::default() };
             let plain = Extra::plain(times, now, 0);
-            Arc::new(Extra { tags, source_version, position, ..plain })
+            Arc::new(Extra { tags, source_version, position, own_ttl, ..plain })
         });
         let look_at = if is_judged_always { 0 } else { times.look_at };
         // Sums of weights stay far from overflow.
@@ -489,6 +494,7 @@ impl<K: Key, V: Value> Inner<K, V> {
         Some(HeldEntry {
             value: entry.value?,
             version: extra.and_then(|extra| extra.source_version?.known()),
+            ttl: extra.and_then(|extra| extra.own_ttl),
             tags: tags.iter().map(|tag| tag.name().to_owned()).collect(),
         })
     }

@@ -186,10 +186,11 @@ pub struct Held<K, V> {
 #[non_exhaustive]
 pub enum Reloaded<V> {
     /// The held value is the current one. It keeps its tags and its version, and is fresh again for
-    /// the configured lifetime.
+    /// the lifetime that it had: its own, or the configured one. With a second level for the
+    /// configured one, because a value may have come from there with a part of its own.
     #[non_exhaustive]
     NotModified {
-        /// A lifetime of its own, which goes before the configured one.
+        /// A new lifetime of its own.
         ttl: Option<Duration>,
         /// The source's position at which this was read, see [`Loaded::as_of`].
         position: Option<u64>,
@@ -255,6 +256,8 @@ pub trait ConditionalSource<K, V>: Source<K, V> {
 pub(crate) struct HeldEntry<V> {
     pub(crate) value: V,
     pub(crate) version: Option<u64>,
+    /// Its own lifetime.
+    pub(crate) ttl: Option<Duration>,
     pub(crate) tags: Vec<String>,
 }
 
@@ -263,8 +266,8 @@ impl<V> HeldEntry<V> {
         match reloaded {
             Reloaded::Changed(loaded) => loaded,
             Reloaded::NotModified { ttl, position } => {
-                let Self { value, version, tags } = self;
-                Loaded::Value { value, ttl, tags, version, position }
+                let Self { value, version, ttl: own, tags } = self;
+                Loaded::Value { value, ttl: ttl.or(own), tags, version, position }
             }
         }
     }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use quick_cache::Equivalent;
 use quick_cache::sync::Cache as Quick;
@@ -126,6 +127,8 @@ pub(crate) struct Extra {
     pub(crate) source_version: Option<SourceVersion>,
     /// The position of the source at which the value was read.
     pub(crate) position: Option<u64>,
+    /// The value's own lifetime, where "not modified" may renew it.
+    pub(crate) own_ttl: Option<Duration>,
     /// When the entry was last read, where the cache has an idle time.
     pub(crate) read_at: AtomicU64,
     /// Until then the key is not loaded again, because its last load has failed. 0: it has not.
@@ -137,7 +140,8 @@ impl Extra {
     pub(crate) fn plain(times: Times, now: u64, retry_at: u64) -> Self {
         let (read_at, retry_at) = (AtomicU64::new(now), AtomicU64::new(retry_at));
         let tags = Box::default();
-        Self { times, tags, source_version: None, position: None, read_at, retry_at }
+        let (source_version, position, own_ttl) = (None, None, None);
+        Self { times, tags, source_version, position, own_ttl, read_at, retry_at }
     }
 
     /// Whether a tag was invalidated after the load began that brought the value.

@@ -106,6 +106,57 @@ async fn a_panic_about_held_values_costs_no_reader_of_a_missing_one() {
     assert_eq!(missing.unwrap(), Some(102));
 }
 
+/// A value's own lifetime is renewed with it, also where there is no other. A new one replaces it.
+#[tokio::test(start_paused = true)]
+async fn a_value_that_has_not_changed_keeps_its_lifetime() {
+    struct Timed(Arc<(AtomicU64, AtomicU64)>);
+    const OWN: Duration = Duration::from_millis(30);
+
+    #[async_trait]
+    impl Source<u64, u64> for Timed {
+        async fn load(&self, keys: &[u64]) -> Vec<Result<Loaded<u64>, SourceError>> {
+            self.0.0.fetch_add(1, Ordering::SeqCst);
+            keys.iter().map(|_| Ok(Loaded::value(1).with_ttl(OWN))).collect()
+        }
+    }
+
+    #[async_trait]
+    impl ConditionalSource<u64, u64> for Timed {
+        async fn reload(&self, held: &[Held<u64, u64>]) -> Vec<Result<Reloaded<u64>, SourceError>> {
+            let asked = self.0.1.fetch_add(1, Ordering::SeqCst);
+            let answer = || match asked {
+                5 => Reloaded::not_modified().with_ttl(3 * OWN),
+                _ => Reloaded::not_modified(),
+            };
+            held.iter().map(|_| Ok(answer())).collect()
+        }
+    }
+
+    let (counts, clock) = (Arc::<(AtomicU64, AtomicU64)>::default(), ManualClock::default());
+    let clock = Arc::new(clock);
+    let shared: Arc<dyn Clock> = Arc::<ManualClock>::clone(&clock);
+    let source = Timed(Arc::clone(&counts));
+    let cache = Cache::<u64, u64>::builder().conditional_source(source).clock(shared);
+    let cache = cache.config(config(|_| {})).build().unwrap();
+    for _ in 0..6 {
+        assert_eq!(cache.get_or_load(&1).await.unwrap(), Some(1));
+        clock.advance(OWN);
+        assert_eq!(cache.get(&1), None);
+    }
+    assert_eq!(cache.get_or_load(&1).await.unwrap(), Some(1));
+    for _ in 0..2 {
+        for _ in 0..2 {
+            clock.advance(OWN);
+            assert_eq!(cache.get(&1), Some(1));
+        }
+        clock.advance(OWN);
+        assert_eq!(cache.get(&1), None);
+        assert_eq!(cache.get_or_load(&1).await.unwrap(), Some(1));
+    }
+    let counts = (counts.0.load(Ordering::SeqCst), counts.1.load(Ordering::SeqCst));
+    assert_eq!(counts, (1, 8));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_value_that_has_not_changed_is_not_sent_again() {
     let (cache, clock, source) = conditional(1);
