@@ -126,6 +126,7 @@ async fn a_stale_value_is_not_served_on_error_once_it_was_invalidated() {
 /// or is slower than the soft time-out.
 #[tokio::test(start_paused = true)]
 async fn a_reader_whose_load_fails_is_given_what_replaced_the_stale_value() {
+    type Change = fn(&Numbers);
     for mood in [Mood::Fails, Mood::Hangs] {
         let script = Script::new(1);
         let lasting = config(|config| {
@@ -135,7 +136,7 @@ async fn a_reader_whose_load_fails_is_given_what_replaced_the_stale_value() {
             config.soft_timeout = Some(Duration::from_millis(100));
         });
         let (cache, clock) = cache(lasting, &script);
-        let replace: [(fn(&Numbers), Option<u64>); 4] = [
+        let replace: [(Change, Option<u64>); 4] = [
             (|cache| _ = cache.insert(1, 2), Some(2)),
             (
                 |cache| {
