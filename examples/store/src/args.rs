@@ -238,16 +238,19 @@ pub struct Timing {
 #[derive(Debug, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Limits")]
 pub struct Limits {
-    /// Limit of the journal on the disk, in bytes. A third of it may be data: writes that would
-    /// make it more are rejected with 507. The same on all nodes
+    /// Limit of the journal on the disk, in bytes: at least 64MiB. A third of it may be data:
+    /// writes that would make it more are rejected with 507. The same on all nodes
     #[arg(long, default_value = "4GiB", value_parser = bytes)]
     pub max_bytes: u64,
-    /// Size of one segment of the journal; space is freed by whole segments
-    #[arg(long, default_value = "16MiB", value_parser = bytes)]
-    pub segment_bytes: u64,
-    /// Bytes of commands after which the node takes a snapshot
-    #[arg(long, default_value = "256MiB", value_parser = snapshot_after)]
-    pub snapshot_after: u64,
+    /// Size of one segment of the journal, at most a sixteenth of --max-bytes; space is freed by
+    /// whole segments. By default 16MiB, or less where that is too much
+    #[arg(long, value_parser = bytes)]
+    pub segment_bytes: Option<u64>,
+    /// Bytes of commands after which the node takes a snapshot, of each shard for itself. All logs
+    /// together must fit into a third of --max-bytes. By default 256MiB, or less where --max-bytes
+    /// and the number of shards ask for it
+    #[arg(long, value_parser = snapshot_after)]
+    pub snapshot_after: Option<u64>,
     /// Entries kept in the log behind a snapshot, for followers that lag
     #[arg(long, default_value_t = 10_000)]
     pub keep_entries: u64,
@@ -259,9 +262,60 @@ impl Limits {
     pub fn max_data(&self) -> u64 {
         self.max_bytes / 3
     }
+
+    /// The size of a segment: with less than 4 MiB the longest entry does not fit into a commit.
+    pub fn segment_bytes(&self) -> u64 {
+        let derived = (self.max_bytes / SEGMENTS) >> 20 << 20;
+        self.segment_bytes.unwrap_or_else(|| derived.clamp(4 << 20, 16 << 20))
+    }
 }
 
+/// Segments that a journal has at least. Those that are written and those that are freed last are
+/// no room for data.
+const SEGMENTS: u64 = 16;
+/// Groups of a store in shards beside those of its hashes: of the map, and of ordered keys.
+const MORE_GROUPS: u64 = 2;
+/// Which part of what is written between two snapshots is kept behind each, for slow followers.
+const KEPT: u64 = 4;
+
 impl Serve {
+    /// The groups whose logs are in the journal.
+    fn groups(&self) -> u64 {
+        self.shards.map_or(1, |shards| u64::from(shards) + MORE_GROUPS)
+    }
+
+    /// Bytes of commands after which a group takes a snapshot: as given, or so that the logs of all
+    /// groups take a sixth of the journal or so.
+    fn snapshot_after(&self) -> u64 {
+        let share = match self.groups() {
+            1 => self.limits.max_bytes / 16,
+            groups => self.limits.max_bytes / 6 / groups,
+        };
+        self.limits.snapshot_after.unwrap_or(share.clamp(64 << 10, 256 << 20))
+    }
+
+    /// Whether the journal can hold what the limits ask for.
+    fn check_limits(&self) -> Result<(), String> {
+        let (limits, groups) = (&self.limits, self.groups());
+        let (max, segment) = (limits.max_bytes, limits.segment_bytes());
+        if segment >= 64 << 10 && max / SEGMENTS < segment {
+            return Err(format!(
+                "--max-bytes {max} is less than {SEGMENTS} segments of {segment} bytes \
+                 (--segment-bytes): the journal would be full of what it cannot free yet"
+            ));
+        }
+        let after = self.snapshot_after();
+        let logs = (after + after / KEPT).saturating_mul(groups);
+        if logs > max / 3 {
+            return Err(format!(
+                "--snapshot-after {after} lets the logs of {groups} groups grow to {logs} bytes, \
+                 more than a third of --max-bytes {max}: leave --snapshot-after out, or raise \
+                 --max-bytes"
+            ));
+        }
+        Ok(())
+    }
+
     /// Raft's configuration. Raft checks it at the start.
     pub fn raft(&self) -> Config {
         let voters: Vec<u64> = self.peers.iter().map(|peer| peer.id).chain([self.id]).collect();
@@ -273,7 +327,8 @@ impl Serve {
         config.disk_stall = self.timing.disk_stall;
         config.resend_interval = config.resend_interval.max(self.timing.heartbeat);
         config.proposal_timeout = self.timing.request_timeout;
-        config.snapshot_after_bytes = self.limits.snapshot_after;
+        config.snapshot_after_bytes = self.snapshot_after();
+        config.keep_bytes = config.keep_bytes.min(config.snapshot_after_bytes / KEPT);
         config.keep_entries = self.limits.keep_entries;
         config
     }
@@ -393,6 +448,7 @@ pub fn check(serve: &Serve) -> Result<(), String> {
             return Err(format!("--peer {}: given twice", peer.id));
         }
     }
+    serve.check_limits()?;
     serve.raft().validate().map_err(|error| error.to_string())
 }
 
@@ -446,6 +502,27 @@ mod tests {
         let ours = served("").raft();
         assert_eq!(ours, defaults);
         assert_eq!(served("--join").raft(), Config::joining(1));
+    }
+
+    /// Whatever number of groups: their logs together leave two thirds for data and its snapshot.
+    #[test]
+    fn the_logs_of_all_groups_fit_into_the_journal() {
+        for max in ["64MiB", "100MiB", "1GiB", "4GiB", "1024GiB"] {
+            for shards in ["", "--shards 1", "--shards 16", "--shards 64"] {
+                let node = served(&format!("--max-bytes {max} {shards}"));
+                assert_eq!(check(&node), Ok(()), "{max} {shards}");
+                let raft = node.raft();
+                let log = raft.snapshot_after_bytes + raft.keep_bytes;
+                assert!(log * node.groups() <= node.limits.max_bytes / 3, "{max} {shards}");
+                assert!(node.limits.segment_bytes() * 16 <= node.limits.max_bytes);
+            }
+        }
+        let sizes = |options| {
+            let node = served(options);
+            (node.limits.segment_bytes() >> 20, node.raft().snapshot_after_bytes >> 20)
+        };
+        assert_eq!((sizes(""), sizes("--max-bytes 128MiB")), ((16, 256), (8, 8)));
+        assert_eq!(sizes("--shards 16"), (16, 37));
     }
 
     #[test]
@@ -524,6 +601,10 @@ mod tests {
             ("--peer 1=127.0.0.1:3,127.0.0.1:4", "node 1 is among its own peers"),
             ("--peer 2=127.0.0.1:3,127.0.0.1:4 --peer 2=127.0.0.1:3,127.0.0.1:4", "given twice"),
             ("--shards 2 --peer 2=127.0.0.1:3,https://two.example", "must be an address"),
+            ("--max-bytes 63MiB", "less than 16 segments of 4194304 bytes"),
+            ("--max-bytes 256MiB --segment-bytes 17MiB", "less than 16 segments"),
+            ("--max-bytes 128MiB --snapshot-after 256MiB", "more than a third of --max-bytes"),
+            ("--shards 16 --snapshot-after 256MiB", "the logs of 18 groups grow to 6039797760"),
             (
                 "--heartbeat 150ms",
                 "`min_election_timeout` must be at least twice `heartbeat_interval`",

@@ -333,7 +333,7 @@ fn small_segments() -> Config {
 
 fn journal_options(limits: &Limits) -> Config {
     let mut options = Config::default();
-    options.segment_bytes = limits.segment_bytes;
+    options.segment_bytes = limits.segment_bytes();
     options.max_bytes = limits.max_bytes;
     options
 }

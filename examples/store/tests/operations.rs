@@ -489,7 +489,8 @@ fn serve_alone(folder: &std::path::Path, options: &[&str]) -> Command {
 fn options_that_the_journal_rejects_are_status_2() {
     for (options, rule) in [
         (["--segment-bytes", "1KiB"], "`segment_bytes` must be 64 KiB to 1 GiB"),
-        (["--max-bytes", "16MiB"], "`max_bytes` must be at least four `segment_bytes`"),
+        (["--max-bytes", "16MiB"], "less than 16 segments of 4194304 bytes (--segment-bytes)"),
+        (["--snapshot-after", "2GiB"], "more than a third of --max-bytes"),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let output = serve_alone(folder.path(), &options).output().unwrap();

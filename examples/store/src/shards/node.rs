@@ -3,13 +3,14 @@
 
 use std::error::Error;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use voussoir_raft::net::NetTransport;
-use voussoir_raft::{Node, NodeConfig, Raft};
+use voussoir_raft::{Node, NodeConfig, Raft, StopReason};
 
 use super::host::{Host, MAP_GROUP};
 use super::http::{self, App};
@@ -21,7 +22,11 @@ use crate::members::{AddressBook, Connecting};
 use crate::node::{self, GOODBYE, RAFT_SERVICE, Stopped};
 use crate::traffic::Traffic;
 
-/// Runs a node until SIGTERM, Ctrl-C, or until its copy of the shard map stops by itself.
+/// Between two looks whether the replica of a shard has stopped.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Runs a node until SIGTERM, Ctrl-C, or until its copy of the shard map or the replica of a shard
+/// stops by itself.
 ///
 /// # Errors
 /// [`Stopped`], or what the runtime, the network or raft reported at the start.
@@ -71,6 +76,7 @@ async fn run(serve: Serve) -> Result<(), Box<dyn Error>> {
         () = node::shutdown_signal() => Ok(()),
         () = node::parent_exited(exits) => Ok(()),
         reason = node::stopped(&map) => Err(reason),
+        reason = a_shard_stopped(&host) => Err(reason),
     };
     tasks.shutdown().await;
     let until = Instant::now() + drain_time;
@@ -88,6 +94,22 @@ async fn run(serve: Serve) -> Result<(), Box<dyn Error>> {
             Err(Stopped::Damaged { folder: data.display().to_string(), reason }.into())
         }
         Err(reason) => Err(Stopped::Halted { reason, disk: None }.into()),
+    }
+}
+
+/// Returns when the replica of a shard has stopped for good: its part of the data is down here until
+/// the process starts anew, and nobody else would say so.
+async fn a_shard_stopped(host: &Host) -> StopReason {
+    loop {
+        tokio::time::sleep(LOOK).await;
+        for (shard, replica) in host.replicas() {
+            // One that is told to is on its way to be deleted.
+            let stopped = replica.raft.stopped();
+            if let Some(reason) = stopped.filter(|reason| *reason != StopReason::ShutDown) {
+                tracing::error!(shard, %reason, "the replica of a shard has stopped");
+                return reason;
+            }
+        }
     }
 }
 
