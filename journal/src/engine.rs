@@ -5,7 +5,8 @@
 //! `keeper`, in a journal without threads; otherwise only the keeper's thread holds `rewriter`, and
 //! takes `writer` under it, never under `keeper`. `state` is never held during I/O.
 
-use std::collections::BTreeSet;
+use std::any::{Any, TypeId};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -74,6 +75,8 @@ pub(crate) struct Engine {
     pub(crate) halted: Wakers,
     /// Namespaces that a holder of [`Journal::lease`](crate::Journal::lease) has reserved.
     pub(crate) leases: Mutex<BTreeSet<Box<str>>>,
+    /// Of [`Journal::shared`](crate::Journal::shared), by type.
+    pub(crate) shared: Mutex<BTreeMap<TypeId, Arc<dyn Any + Send + Sync>>>,
     /// Keeps other processes out until the journal is closed.
     pub(crate) guard: Mutex<Option<Box<dyn Send + Sync>>>,
     pub(crate) files: Arc<dyn Files>,

@@ -1,5 +1,6 @@
 //! The journal as its users see it, and its two threads.
 
+use std::any::TypeId;
 use std::future::{Future, poll_fn};
 use std::path::Path;
 use std::pin::Pin;
@@ -269,11 +270,46 @@ impl Journal {
         self.engine().durable_lsn()
     }
 
+    /// Bytes of the segments that appends may still begin before the limit of
+    /// [`Config::max_bytes`], as [`Stats::room_bytes`] has them, without the other counts.
+    pub fn room_bytes(&self) -> u64 {
+        let engine = self.engine();
+        let free = engine.config.max_segments().saturating_sub(engine.space.used());
+        engine.config.segment_bytes * free as u64
+    }
+
+    /// [`Config::max_bytes`] and [`Config::segment_bytes`] with which the journal was opened.
+    pub fn limits(&self) -> (u64, u64) {
+        (self.engine().config.max_bytes, self.engine().config.segment_bytes)
+    }
+
+    /// What the users of one opening share: one value of each type, which the first who asks makes.
+    /// It lives as long as the journal is open or somebody holds it.
+    ///
+    /// # Example
+    /// ```
+    /// use std::sync::{Arc, Mutex};
+    /// use voussoir_journal::{Config, Journal, MemoryFiles};
+    ///
+    /// let journal = Journal::open_with(Arc::new(MemoryFiles::new()), Config::manual()).unwrap();
+    /// *journal.shared::<Mutex<u64>>().lock().unwrap() = 7;
+    /// assert_eq!(*journal.clone().shared::<Mutex<u64>>().lock().unwrap(), 7);
+    /// assert_eq!(journal.room_bytes(), journal.stats().room_bytes);
+    /// ```
+    pub fn shared<T: Default + Send + Sync + 'static>(&self) -> Arc<T> {
+        // Made before the lock is taken: it is not our code.
+        let fresh = Arc::new(T::default());
+        let mut shared = self.engine().shared.lock();
+        let first = shared.entry(TypeId::of::<T>()).or_insert_with(|| Arc::clone(&fresh) as Arc<_>);
+        // The type is the key, so it is the one asked for.
+        Arc::clone(first).downcast().unwrap_or(fresh)
+    }
+
     /// Counts since the journal was opened, and its present size.
     pub fn stats(&self) -> Stats {
         let engine = self.engine();
         let (segments, files) = engine.space.counts();
-        let free = engine.config.max_segments().saturating_sub(engine.space.used());
+        let room_bytes = self.room_bytes();
         let state = engine.state.lock();
         let (counters, prepared) = (&engine.counters, &engine.space.prepared);
         Stats {
@@ -292,7 +328,7 @@ impl Journal {
             bytes_rewritten: counters.bytes_rewritten.load(Ordering::Relaxed),
             segments_unmovable: counters.segments_unmovable.load(Ordering::Relaxed),
             segments,
-            room_bytes: engine.config.segment_bytes * free as u64,
+            room_bytes,
             files,
             extents: engine.space.extents(),
             pending_bytes: state.pending_bytes,

@@ -370,6 +370,7 @@ impl Recovered {
             closed: AtomicBool::new(false),
             halted: Wakers::default(),
             leases: Mutex::default(),
+            shared: Mutex::default(),
             guard: Mutex::new(Some(guard)),
             files,
         });

@@ -45,8 +45,9 @@ pub enum ProposeRejected {
         /// Who leads, as far as this node knows.
         leader: Option<u64>,
     },
-    /// Too much waits to be committed, written or decided. Retry when some of it has been.
-    #[error("too much is waiting to be committed")]
+    /// Too much waits to be committed, written or decided, or the store has little room left for
+    /// entries until a snapshot has been taken. Retry when that has been.
+    #[error("too much is waiting to be committed, or the store is short of room")]
     Busy,
     /// The command is longer than [`Config::max_entry_bytes`](crate::Config). Do not retry.
     #[error("the command is longer than the limit")]

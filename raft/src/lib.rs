@@ -45,7 +45,7 @@ pub use shell::{
     StopReason, TransferError,
 };
 pub use store::{
-    Cause, Completion, LogStore, LogWrite, MAX_CHUNK_BYTES, ReadFailed, SnapshotName,
+    Cause, Completion, LogStore, LogWrite, MAX_CHUNK_BYTES, ReadFailed, Room, SnapshotName,
     SnapshotReader, SnapshotWriter, StoreError,
 };
 pub use transport::{AttachError, Inbox, SendError, SnapshotAnswer, SnapshotPart, Transport};

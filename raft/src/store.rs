@@ -30,6 +30,15 @@ pub trait LogStore: Send + Sync + 'static {
         usize::MAX
     }
 
+    /// How much room is left for entries, for a group whose entries since its current snapshot weigh
+    /// `log_bytes`. The node takes snapshots early, and takes no more entries, where it is short.
+    /// Asked some ten times a second while the group writes, so it must be quick and not wait.
+    /// `None`, the default: there is no limit that the store knows, and it is not asked again.
+    fn room(&self, log_bytes: u64) -> Option<Room> {
+        let _ = log_bytes;
+        None
+    }
+
     /// Everything that has to be known at the start: hard state, current snapshot, log.
     ///
     /// Where any of it may be damaged the answer is [`Restored::damaged`], so that the node says
@@ -92,6 +101,19 @@ pub trait LogStore: Send + Sync + 'static {
     /// # Cancel safety
     /// Reading changes nothing: dropping the future is harmless.
     async fn open_snapshot(&self) -> Result<Option<Box<dyn SnapshotReader>>, StoreError>;
+}
+
+/// How much room a store has for the entries of a group.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// Bytes that entries may take, beside what the store needs so that every group can still take
+    /// a snapshot. At 0 no entries are written until something has been released.
+    pub bytes: u64,
+    /// The limit of the store, in bytes: how much is little.
+    pub max_bytes: u64,
+    /// Weight of entries since its snapshot at which this group has to take the next one, so that
+    /// the groups of the store together do not use the room up.
+    pub share: u64,
 }
 
 /// One write. The core's [`Persist`](crate::core::Persist) with its entries.

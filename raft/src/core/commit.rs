@@ -239,11 +239,7 @@ impl Core {
             by_count || (bytes > 0 && more >= bytes.saturating_mul(times))
         };
         if is_due(1) && is_due(self.snapshot_delay()) {
-            self.taking_snapshot = true;
-            let entries = self.applied.saturating_sub(mark).max(1);
-            self.entry_weight = weighs.saturating_sub(weight).div_ceil(entries);
-            self.snapshot_mark = (self.applied, weighs);
-            self.out.push_back(Output::TakeSnapshot);
+            self.take_snapshot();
         }
     }
 

@@ -156,6 +156,11 @@ impl Core {
             return;
         }
         let upto = prev_index + entries.len() as u64;
+        if upto > self.log.last() && self.holds_enough() {
+            // As if it had been lost on its way: the leader sends it again, at its own pace.
+            self.ack.due |= head.probe;
+            return;
+        }
         if !self.store(entries) {
             return;
         }

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use crate::error::{ChangeRejected, ProposeRejected, ReadRejected};
 use crate::membership::Change;
 use crate::message::{AppendHead, Message};
+use crate::store::Room;
 use crate::types::{Entry, HaltReason, HardState, SnapshotMeta};
 
 /// Something that happened outside.
@@ -94,6 +95,12 @@ pub enum Input {
     /// The snapshot that [`Output::TakeSnapshot`] asked for could not be taken. The core asks
     /// again when as much again has been applied.
     SnapshotFailed,
+    /// What room the store has for entries ([`LogStore::room`](crate::LogStore::room)). A caller
+    /// whose store has no limit never says so.
+    Room {
+        /// As the store answered for [`Core::log_bytes`](super::Core::log_bytes).
+        room: Room,
+    },
     /// A transfer that [`Output::SendSnapshot`] asked for has ended.
     SnapshotSent {
         /// From [`Output::SendSnapshot`].

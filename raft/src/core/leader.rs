@@ -167,6 +167,7 @@ impl Core {
             Some(ProposeRejected::TooLarge)
         } else if self.waiting_bytes() > self.config.max_uncommitted_bytes
             || self.proposals.undecided() >= self.config.max_undecided
+            || self.is_short_of_room()
         {
             Some(ProposeRejected::Busy)
         } else {

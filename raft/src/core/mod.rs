@@ -29,6 +29,7 @@ mod repair;
 mod replicate;
 mod restore;
 mod rng;
+mod room;
 mod roster;
 mod snapshot;
 mod storage;
@@ -47,6 +48,7 @@ use self::quiescence::Quiescence;
 use self::read::Forwarded;
 use self::restore::Debt;
 use self::rng::Rng;
+use self::room::Left;
 use self::roster::Roster;
 use self::storage::Storage;
 use self::votes::{Ballot, Votes};
@@ -170,6 +172,12 @@ pub struct Core {
     taking_snapshot: bool,
     /// What had been applied, and the log's weight, when a snapshot was last asked for.
     snapshot_mark: (u64, u64),
+    /// The log's weight up to the current snapshot.
+    covered_weight: u64,
+    /// When the latest attempt to take a snapshot failed.
+    failed_at: Option<u64>,
+    /// Room for entries, where the store has said so.
+    left: Option<Left>,
     /// The average weight of the entries between the last two snapshots that were asked for.
     entry_weight: u64,
 
@@ -239,6 +247,9 @@ impl Core {
             installing: None,
             taking_snapshot: false,
             snapshot_mark: (covered, 0),
+            covered_weight: 0,
+            failed_at: None,
+            left: None,
             entry_weight: 0,
             last_name: 0,
             proposals: Proposals::default(),
@@ -293,7 +304,8 @@ impl Core {
             Input::Applied { index } => self.on_applied(index),
             Input::Fetched { id, result } => self.on_fetched(id, result),
             Input::SnapshotTaken { meta } => self.on_snapshot_taken(meta),
-            Input::SnapshotFailed => self.taking_snapshot = false,
+            Input::SnapshotFailed => self.on_snapshot_failed(),
+            Input::Room { room } => self.on_room(room),
             Input::SnapshotSent { id, ended } => self.on_snapshot_sent(id, ended),
             Input::SnapshotReceived { from, term, meta } => {
                 self.on_snapshot_received(from, term, meta);
@@ -476,6 +488,7 @@ impl Core {
     fn flush_persist(&mut self) {
         while self.storage.writes() < self.config.max_persists {
             let max_bytes = self.config.max_persist_bytes;
+            let max_bytes = self.writable_bytes().map_or(max_bytes, |left| max_bytes.min(left));
             match self.storage.next_write(&self.log, self.now, max_bytes) {
                 Some(persist) => self.out.push_back(Output::Persist(persist)),
                 None => break,

@@ -33,17 +33,18 @@ impl Core {
     }
 
     pub(super) fn on_snapshot_taken(&mut self, meta: SnapshotMeta) {
-        self.taking_snapshot = false;
+        (self.taking_snapshot, self.failed_at) = (false, None);
         let current = self.snapshot.as_ref().map_or(0, |meta| meta.index);
         if meta.index <= current || meta.index > self.applied || self.installing.is_some() {
             return;
         }
-        let by_weight = self.config.keep_bytes / self.entry_weight.max(1);
+        let by_weight = self.kept_bytes() / self.entry_weight.max(1);
         let upto = (meta.index + 1).saturating_sub(self.config.keep_entries.min(by_weight));
         self.snapshot = Some(Box::new(meta));
+        self.covered_weight = self.snapshot_mark.1;
         // A transfer may take for ever, and so may a follower that catches up, and the log must
         // not grow for as long: it keeps entries until the next snapshot but one at the latest.
-        let needed = self.needed_by_followers().max(current + 1);
+        let needed = self.kept_for_followers(self.needed_by_followers()).max(current + 1);
         if let RoleState::Leader(leader) = &mut self.role {
             leader.peers.iter_mut().for_each(Peer::snapshot_taken);
         }
@@ -154,6 +155,7 @@ impl Core {
         self.applying = meta.index;
         self.taking_snapshot = false;
         self.snapshot_mark = (meta.index, self.log.weight_upto(meta.index));
+        self.covered_weight = self.snapshot_mark.1;
         self.ack.due();
         self.out.push_back(Output::Restore { meta: meta.clone() });
         self.snapshot = Some(Box::new(meta));

@@ -62,6 +62,11 @@ impl Storage {
         self.durable
     }
 
+    /// The last entry that has been handed to the store.
+    pub(super) fn submitted(&self) -> u64 {
+        self.submitted
+    }
+
     /// Gives back memory that only writes need.
     pub(super) fn shrink(&mut self) {
         self.writes.shrink_to_fit();
@@ -159,10 +164,13 @@ impl Storage {
         }
     }
 
-    /// The next write, of entries that weigh at most `max_bytes`, if there is anything to write.
+    /// The next write, of entries that weigh at most `max_bytes`, if there is anything to write. No
+    /// entries where that is 0.
     pub(super) fn next_write(&mut self, log: &Log, now: u64, max_bytes: u64) -> Option<Persist> {
         let first = self.submitted + 1;
-        let range = first..log.batch_end(first, u64::MAX, max_bytes);
+        // One entry may exceed the limit, but none goes where there is no room at all.
+        let end = if max_bytes > 0 { log.batch_end(first, u64::MAX, max_bytes) } else { first };
+        let range = first..end;
         if range.is_empty() && self.has_only_entries() {
             return None;
         }

@@ -42,6 +42,7 @@
 //! End records of earlier versions are without the length.
 
 mod pipeline;
+mod room;
 mod snapshots;
 mod state;
 #[cfg(test)]
@@ -55,12 +56,13 @@ use bytes::Bytes;
 use voussoir_journal::{Commit, Health, Journal, Log, ReadError};
 
 use self::pipeline::Pipeline;
+use self::room::Ledger;
 use self::snapshots::{Adoption, Snapshots};
 use self::state::State;
 use crate::codec;
 use crate::core::Restored;
 use crate::store::{
-    Cause, Completion, LogStore, LogWrite, ReadFailed, SnapshotName, SnapshotReader,
+    Cause, Completion, LogStore, LogWrite, ReadFailed, Room, SnapshotName, SnapshotReader,
     SnapshotWriter, StoreError,
 };
 use crate::types::{Entry, SnapshotMeta};
@@ -154,6 +156,14 @@ struct Inner {
     sound: bool,
     pipeline: Arc<Pipeline>,
     snapshots: Arc<Snapshots>,
+    group: u64,
+    ledger: Arc<Ledger>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.ledger.forget(self.group);
+    }
 }
 
 impl JournalStore {
@@ -205,7 +215,8 @@ impl JournalStore {
         let damaged =
             state.repairing.map(|_| entries_log(journal, group, state.log)).transpose()?;
         let pipeline = Pipeline::new(journal.clone(), entries, damaged, logs.state, state);
-        Ok(Self { inner: Arc::new(Inner { sound, pipeline, snapshots }) })
+        let ledger = journal.shared();
+        Ok(Self { inner: Arc::new(Inner { sound, pipeline, snapshots, group, ledger }) })
     }
 
     /// The groups of which the journal holds something, ascending.
@@ -432,6 +443,12 @@ fn load(
 impl LogStore for JournalStore {
     fn max_entry_bytes(&self) -> usize {
         MAX_ENTRY_BYTES
+    }
+
+    fn room(&self, log_bytes: u64) -> Option<Room> {
+        let Inner { snapshots, group, ledger, .. } = &*self.inner;
+        let (current, staged) = snapshots.sizes();
+        Some(ledger.room(snapshots.journal(), *group, current, staged, log_bytes))
     }
 
     async fn restore(&self) -> Result<Restored, StoreError> {

@@ -279,6 +279,11 @@ impl Pipeline {
             // Nobody counts on it: it need not cost a sync.
             commit = commit.durability(Durability::Written);
         }
+        if write.entries.is_empty() {
+            // A state record replaces the one before, and a vote, a release or a snapshot that
+            // becomes current must not fail where the journal is full of entries.
+            commit = commit.frees_space();
+        }
         let mut touches_entries = false;
         if let Some(from) = write.truncate_from.map(|from| from.max(queue.first))
             && from < queue.end

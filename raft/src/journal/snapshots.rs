@@ -35,6 +35,10 @@ struct Table {
     adopted: Option<Current>,
     /// What is current on the disk.
     current: Option<Current>,
+    /// Bytes of the chunks of the current one.
+    current_bytes: u64,
+    /// Bytes of the chunks of those that are not current, by number.
+    sizes: BTreeMap<u64, u64>,
     /// How many readers a log has.
     readers: BTreeMap<u64, usize>,
     /// Logs that go with their last reader.
@@ -72,15 +76,31 @@ impl Snapshots {
             }
         }
         journal.commit_blocking(remains)?;
+        let current_bytes = match current {
+            Some(current) => journal.log(&namespace, current.number)?.info().bytes,
+            None => 0,
+        };
         let table = Table {
             next_number,
             staged: BTreeMap::new(),
             adopted: current,
             current,
+            current_bytes,
+            sizes: BTreeMap::new(),
             readers: BTreeMap::new(),
             doomed: BTreeSet::new(),
         };
         Ok(Arc::new(Self { journal: journal.clone(), group, table: Mutex::new(table) }))
+    }
+
+    pub(super) fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// Bytes of the current snapshot, and of those that are being stored to follow it.
+    pub(super) fn sizes(&self) -> (u64, u64) {
+        let table = self.table.lock();
+        (table.current_bytes, table.sizes.values().sum())
     }
 
     fn log(&self, number: u64) -> Result<Log, StoreError> {
@@ -156,6 +176,7 @@ impl Snapshots {
     pub(super) fn became_current(&self, current: Current) {
         let mut table = self.table.lock();
         let before = table.current.replace(current);
+        table.current_bytes = table.sizes.remove(&current.number).unwrap_or(0);
         let Some(number) = before.map(|before| before.number) else { return };
         if table.readers.contains_key(&number) {
             table.doomed.insert(number);
@@ -192,6 +213,7 @@ impl Snapshots {
 
     /// Removes a log by and by. When that fails the next opening does it.
     fn delete(&self, number: u64) {
+        self.table.lock().sizes.remove(&number);
         if let Ok(log) = self.log(number) {
             let commit = Commit::new().delete(&log).durability(Durability::Buffered);
             let _ = self.journal.submit_in_turn(commit, |_| ());
@@ -253,6 +275,7 @@ impl SnapshotWriter for Writer {
         self.record(chunk, Durability::Written).await?;
         self.current.chunks += 1;
         self.bytes += bytes;
+        self.snapshots.table.lock().sizes.insert(self.current.number, self.bytes);
         Ok(())
     }
 

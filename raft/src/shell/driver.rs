@@ -22,6 +22,7 @@ use super::error::{ChangeError, Doubt, ProposeError, ReadError, StopReason};
 use super::pending::{ChangeReply, Proposal, Proposals, Reads};
 use super::progress::{CommitIndex, FollowersView, Freshness};
 use super::receive_snapshot::{Staging, give_up_covered};
+use super::room::RoomWatch;
 use super::send_snapshot;
 use super::shared::{Answer, Event, Shared, count, count_alone};
 use super::tasks::Tasks;
@@ -70,6 +71,7 @@ pub(crate) struct Driver {
     pub(crate) freshness: Freshness,
     pub(crate) followers: FollowersView,
     pub(crate) commit_index: CommitIndex,
+    pub(crate) room: RoomWatch,
     /// When the latest turn began.
     pub(crate) now: u64,
     /// When the status has to be shown, if it is behind.
@@ -142,10 +144,12 @@ impl Driver {
 
     fn deadline(&self) -> Instant {
         let store_at = self.commit_index.deadline(&self.core);
+        let room_at = self.room.deadline(&self.core);
         // A day: late enough to be harmless, early enough for every timer.
         let idle = self.now.saturating_add(86_400_000_000_000);
         let earlier = |than: u64, at: Option<u64>| than.min(at.unwrap_or(than));
         let nanos = earlier(earlier(idle, self.core.next_deadline()), self.overdue_at());
+        let nanos = earlier(nanos, room_at);
         self.epoch + Duration::from_nanos(earlier(earlier(nanos, self.show_at), store_at))
     }
 
@@ -160,6 +164,7 @@ impl Driver {
         self.now = duration_nanos(self.epoch.elapsed());
         let now = self.now;
         count_alone(&self.shared.counters.turns, 1);
+        self.room.look(&mut self.core, &*self.log, now);
         self.take_in(now, events);
         if self.core.next_deadline().is_some_and(|at| at <= now) {
             self.hold_election_until_admitted(now);

@@ -26,8 +26,10 @@ pub enum ProposeError {
         leader: Option<u64>,
     },
     /// Too much waits to be committed, and no room came free within
-    /// [`Config::proposal_timeout`](crate::Config); the command is in no log. Retry after a pause.
-    #[error("too much is waiting to be committed")]
+    /// [`Config::proposal_timeout`](crate::Config), or the leader's store has little room left for
+    /// entries ([`LogStore::room`](crate::LogStore::room)) and takes a snapshot to have more. The
+    /// command is in no log. Retry after a pause.
+    #[error("too much is waiting to be committed, or the store is short of room")]
     Busy,
     /// The command is longer than [`Config::max_entry_bytes`](crate::Config); it is in no log.
     /// Do not retry.

@@ -9,6 +9,7 @@ mod mailbox;
 mod pending;
 mod progress;
 mod receive_snapshot;
+mod room;
 mod send_snapshot;
 pub(crate) mod shared;
 mod tasks;
@@ -29,6 +30,7 @@ use self::mailbox::Mailbox;
 use self::pending::{Proposal, Proposals, Reads};
 use self::progress::CommitIndex;
 use self::receive_snapshot::NodeInbox;
+use self::room::RoomWatch;
 use self::shared::{Event, Shared};
 use self::tasks::Tasks;
 use crate::config::Config;
@@ -188,6 +190,7 @@ impl Raft {
             freshness: progress::Freshness::default(),
             followers: progress::FollowersView::default(),
             commit_index,
+            room: RoomWatch::default(),
             staging,
             tasks: Tasks::default(),
             transfers: Vec::new(),

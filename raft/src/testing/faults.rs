@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use crate::core::Restored;
 use crate::store::{
-    Completion, LogStore, LogWrite, ReadFailed, SnapshotName, SnapshotReader, SnapshotWriter,
+    Completion, LogStore, LogWrite, ReadFailed, Room, SnapshotName, SnapshotReader, SnapshotWriter,
     StoreError,
 };
 use crate::types::Entry;
@@ -152,6 +152,10 @@ fn failure() -> StoreError {
 impl LogStore for FaultyStore {
     fn max_entry_bytes(&self) -> usize {
         self.inner.max_entry_bytes()
+    }
+
+    fn room(&self, log_bytes: u64) -> Option<Room> {
+        self.inner.room(log_bytes)
     }
 
     async fn restore(&self) -> Result<Restored, StoreError> {

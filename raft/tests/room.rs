@@ -1,0 +1,286 @@
+//! Journals with little room: no node halts while its data is a third of the journal.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use common::{Lab, MS};
+use parking_lot::Mutex;
+use tokio::task::JoinSet;
+use voussoir_journal::{Config as JournalConfig, Journal, MemoryFiles};
+use voussoir_raft::core::{Input, Output};
+use voussoir_raft::journal::{Identity, JournalStore};
+use voussoir_raft::memory::Network;
+use voussoir_raft::{
+    Chunks, Command, Config, MachineError, Node, NodeConfig, ProposeRejected, Raft, Role, Room,
+    StateMachine,
+};
+
+const SEGMENT: u64 = 2 << 20;
+const MAX: u64 = 64 << 20;
+const VALUE: usize = 64 << 10;
+
+/// The latest value of each key: the number of its write, and padding.
+#[derive(Clone, Default)]
+struct Values(Arc<Mutex<BTreeMap<u64, Bytes>>>);
+
+fn write(key: u64, number: u64) -> Bytes {
+    let mut command = BytesMut::with_capacity(VALUE);
+    command.put_u64_le(key);
+    command.put_u64_le(number);
+    command.resize(VALUE, number as u8);
+    command.freeze()
+}
+
+impl Values {
+    fn number(&self, key: u64) -> u64 {
+        self.0.lock().get(&key).map_or(0, |value| value.clone().get_u64_le())
+    }
+}
+
+struct Pairs(std::vec::IntoIter<Bytes>);
+
+#[async_trait]
+impl Chunks for Pairs {
+    async fn next(&mut self) -> Result<Option<Bytes>, MachineError> {
+        Ok(self.0.next())
+    }
+}
+
+#[async_trait]
+impl StateMachine for Values {
+    async fn apply(&mut self, commands: &[Command]) -> Result<Vec<Bytes>, MachineError> {
+        let mut values = self.0.lock();
+        for command in commands {
+            let mut value = command.data.clone();
+            values.insert(value.get_u64_le(), value);
+        }
+        Ok(vec![Bytes::new(); commands.len()])
+    }
+
+    async fn snapshot(&mut self) -> Result<Box<dyn Chunks>, MachineError> {
+        let chunk = |(key, value): (&u64, &Bytes)| {
+            let mut chunk = BytesMut::with_capacity(VALUE);
+            chunk.put_u64_le(*key);
+            chunk.put_slice(value);
+            chunk.freeze()
+        };
+        let chunks: Vec<Bytes> = self.0.lock().iter().map(chunk).collect();
+        Ok(Box::new(Pairs(chunks.into_iter())))
+    }
+
+    async fn restore(&mut self, chunks: &mut dyn Chunks) -> Result<(), MachineError> {
+        self.0.lock().clear();
+        while let Some(mut chunk) = chunks.next().await? {
+            self.0.lock().insert(chunk.get_u64_le(), chunk);
+        }
+        Ok(())
+    }
+}
+
+fn options() -> JournalConfig {
+    let mut options = JournalConfig::default();
+    (options.segment_bytes, options.max_bytes) = (SEGMENT, MAX);
+    options
+}
+
+fn journal() -> Journal {
+    Journal::open_with(Arc::new(MemoryFiles::new()), options()).unwrap()
+}
+
+fn config(node: u64, nodes: u64, group: u64) -> Config {
+    let mut config = Config::new(node, (1..=nodes).collect::<Vec<_>>());
+    config.group = group;
+    config
+}
+
+fn create(journal: &Journal, node: u64, group: u64) -> Arc<JournalStore> {
+    let identity = Identity { cluster: 7, node, group };
+    Arc::new(JournalStore::create(journal, identity).unwrap())
+}
+
+/// The groups of one shape on some nodes, with their machines; `rafts[node][group]`.
+struct World {
+    nodes: Vec<Node>,
+    rafts: Vec<Vec<(Raft, Values)>>,
+}
+
+impl World {
+    async fn new(nodes: u64, groups: u64) -> Self {
+        let network = Network::new();
+        let mut world = Self { nodes: Vec::new(), rafts: Vec::new() };
+        for id in 1..=nodes {
+            let node = Node::start(NodeConfig::default(), network.node(id)).unwrap();
+            let (journal, mut rafts) = (journal(), Vec::new());
+            for group in 1..=groups {
+                let (store, values) = (create(&journal, id, group), Values::default());
+                let config = config(id, nodes, group);
+                let raft = node.start_group(config, store, Box::new(values.clone())).await;
+                rafts.push((raft.unwrap(), values));
+            }
+            world.nodes.push(node);
+            world.rafts.push(rafts);
+        }
+        world
+    }
+
+    fn no_halt(&self) {
+        for (raft, _) in self.rafts.iter().flatten() {
+            assert_eq!(raft.stopped(), None, "group {}", raft.status().borrow().group);
+        }
+    }
+
+    /// Each node's replica of one group.
+    fn replicas(&self, group: usize) -> Vec<(Raft, Values)> {
+        self.rafts.iter().map(|rafts| rafts[group].clone()).collect()
+    }
+
+    /// Writes each key of each group `rounds` times, each group from a task of its own, and looks
+    /// whether all nodes hold the last value of each.
+    async fn overwrite(&self, keys: u64, rounds: u64) {
+        let mut writers = JoinSet::new();
+        for group in 0..self.rafts[0].len() {
+            let replicas = self.replicas(group);
+            writers.spawn(async move {
+                for number in 1..=rounds {
+                    for key in 0..keys {
+                        put(&replicas, key, number).await;
+                    }
+                }
+            });
+        }
+        while let Some(ended) = writers.join_next().await {
+            ended.unwrap();
+            self.no_halt();
+        }
+        for group in 0..self.rafts[0].len() {
+            for (raft, values) in self.replicas(group) {
+                let mut status = raft.status();
+                let commit =
+                    self.replicas(group).iter().map(|(r, _)| r.status().borrow().commit).max();
+                status.wait_for(|status| Some(status.applied) >= commit).await.unwrap();
+                assert!((0..keys).all(|key| values.number(key) == rounds), "group {group}");
+                assert!(
+                    status.borrow().snapshot > 0,
+                    "the journal is smaller than what was written"
+                );
+            }
+        }
+        self.no_halt();
+        for node in &self.nodes {
+            node.shutdown().await;
+        }
+    }
+}
+
+/// Writes until it is acknowledged.
+async fn put(replicas: &[(Raft, Values)], key: u64, number: u64) {
+    loop {
+        for (raft, _) in replicas {
+            assert_eq!(raft.stopped(), None);
+            let leads = raft.status().borrow().role == Role::Leader;
+            if leads && raft.propose(write(key, number)).await.is_ok() {
+                return;
+            }
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+}
+
+/// Keys of each of so many groups, which together fill one part of the journal.
+fn keys(part: u64, groups: u64) -> u64 {
+    MAX / part / (VALUE as u64 + 64) / groups
+}
+
+#[tokio::test]
+async fn a_third_of_the_journal_is_overwritten_for_ever() {
+    World::new(1, 1).await.overwrite(keys(3, 1), 4).await;
+}
+
+#[tokio::test]
+async fn many_groups_on_one_journal_share_its_room() {
+    World::new(1, 17).await.overwrite(keys(4, 17), 12).await;
+}
+
+#[tokio::test]
+async fn three_nodes_overwrite_what_their_journals_hold() {
+    World::new(3, 1).await.overwrite(keys(4, 1), 6).await;
+}
+
+#[tokio::test]
+async fn three_nodes_of_many_groups_overwrite_what_their_journals_hold() {
+    World::new(3, 17).await.overwrite(keys(4, 17), 6).await;
+}
+
+const PLENTY: Room = Room { bytes: 1 << 30, max_bytes: 4 << 30, share: 1 << 29 };
+const NONE: Room = Room { bytes: 0, max_bytes: 4 << 30, share: 64 << 10 };
+
+fn rejected(lab: &Lab, token: u64) -> bool {
+    let is_busy = |output: &Output| match output {
+        Output::Rejected { token: of, reason: ProposeRejected::Busy } => *of == token,
+        _ => false,
+    };
+    !lab.seen(1, is_busy).is_empty()
+}
+
+#[test]
+fn a_leader_without_room_takes_no_proposals_and_leads_on() {
+    let mut lab = Lab::new(3);
+    lab.elect(1);
+    lab.step(1, Input::Room { room: NONE });
+    lab.propose(1, 1, "x");
+    assert!(rejected(&lab, 1));
+    lab.run(5_000 * MS);
+    assert_eq!(lab.leader(), Some(1));
+    lab.step(1, Input::Room { room: PLENTY });
+    lab.propose(1, 2, "y");
+    lab.run(200 * MS);
+    assert!(!rejected(&lab, 2));
+    assert_eq!(lab.commands(2), ["y"]);
+}
+
+#[test]
+fn a_follower_without_room_votes_and_writes_no_entries() {
+    let mut lab = Lab::new(3);
+    lab.elect(1);
+    lab.step(2, Input::Room { room: NONE });
+    lab.propose(1, 1, "x");
+    lab.run(1_000 * MS);
+    let (leader, follower) = (lab.status(1), lab.status(2));
+    assert_eq!(leader.commit, leader.last, "the other two are a majority");
+    assert_eq!(follower.durable, leader.last - 1);
+    lab.elect(3);
+    assert_eq!(lab.status(2).term, lab.status(3).term);
+    lab.step(2, Input::Room { room: PLENTY });
+    lab.run(1_000 * MS);
+    assert_eq!(lab.status(2).durable, lab.status(3).last);
+    assert_eq!(lab.commands(2), ["x"]);
+}
+
+#[test]
+fn a_log_with_more_than_its_share_is_cut_early() {
+    let mut lab = Lab::new(1);
+    lab.elect(1);
+    let asked = |lab: &Lab| lab.seen(1, |output| matches!(output, Output::TakeSnapshot)).len();
+    lab.propose(1, 1, &"x".repeat(4096));
+    lab.step(1, Input::Room { room: Room { share: 1 << 20, ..PLENTY } });
+    assert_eq!(asked(&lab), 0);
+    lab.step(1, Input::Room { room: Room { share: 4096, ..PLENTY } });
+    assert_eq!(asked(&lab), 1);
+    // One that failed is not tried again at once.
+    lab.step(1, Input::SnapshotFailed);
+    lab.step(1, Input::Room { room: NONE });
+    assert_eq!(asked(&lab), 1);
+    lab.run(2_000 * MS);
+    lab.step(1, Input::Room { room: NONE });
+    assert_eq!(asked(&lab), 2);
+    // Without room nothing is kept behind it.
+    let (term, index) = (lab.status(1).term, lab.status(1).applied);
+    let members = lab.core(1).members().clone();
+    let meta = voussoir_raft::SnapshotMeta { index, term, members };
+    lab.step(1, Input::SnapshotTaken { meta });
+    assert_eq!(lab.status(1).first, index + 1);
+}
