@@ -10,7 +10,7 @@ use metrics::Histogram;
 use parking_lot::Mutex;
 use voussoir_raft::Restored;
 use voussoir_raft::{
-    Completion, Entry, LogStore, LogWrite, ReadFailed, SnapshotName, SnapshotReader,
+    Completion, Entry, LogStore, LogWrite, ReadFailed, Room, SnapshotName, SnapshotReader,
     SnapshotWriter, StoreError,
 };
 
@@ -101,6 +101,10 @@ impl DiskWatch {
 impl LogStore for WatchedStore {
     fn max_entry_bytes(&self) -> usize {
         self.store.max_entry_bytes()
+    }
+
+    fn room(&self, log_bytes: u64) -> Option<Room> {
+        self.store.room(log_bytes)
     }
 
     async fn restore(&self) -> Result<Restored, StoreError> {

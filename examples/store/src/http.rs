@@ -275,13 +275,34 @@ async fn status(State(app): Shared) -> Json<NodeStatus> {
     })
 }
 
+/// How long a write waits before it is proposed again to a leader that is busy.
+const BUSY_WAIT: Duration = Duration::from_millis(50);
+
+/// Proposes a command, again while the leader takes none: its journal has little room until a
+/// snapshot has been taken, for example. The command is in no log then.
+pub(crate) async fn propose(
+    raft: &Raft,
+    command: Bytes,
+    within: Duration,
+) -> Result<Bytes, ProposeError> {
+    let until = Instant::now() + within;
+    loop {
+        match raft.propose(command.clone()).await {
+            Err(ProposeError::Busy) if Instant::now() < until => {
+                tokio::time::sleep(BUSY_WAIT).await;
+            }
+            answer => return answer,
+        }
+    }
+}
+
 impl App {
     /// Proposes a command and turns its result into an HTTP answer.
     async fn change(&self, uri: &Uri, command: &Command) -> Result<Response, Failure> {
         self.has_room_for(command)?;
         let until = Instant::now() + LEADER_WAIT;
         let answer = loop {
-            match self.raft.propose(command.encode()).await {
+            match propose(&self.raft, command.encode(), self.timeout).await {
                 Ok(answer) => break answer,
                 Err(ProposeError::NotLeader { leader }) => {
                     let reachable = leader.filter(|leader| self.peers.is_up(*leader));

@@ -46,7 +46,7 @@ use super::place::place;
 use super::reconcile::step;
 use super::shard::Found;
 use super::state::{self, ShardState};
-use crate::http::{Failure, Key, condition, etag, room_for, valid_key};
+use crate::http::{Failure, Key, condition, etag, propose, room_for, valid_key};
 use crate::kv::{self, Answer, Condition, MAX_VALUE_BYTES};
 use crate::traffic::Traffic;
 
@@ -295,7 +295,8 @@ impl App {
                 return failure.clone().into_response();
             }
             let command = Command::Write { epoch, id: asked.id, write: write.clone() };
-            let answer = match replica.raft.propose(command.encode()).await {
+            let within = host.serve.timing.request_timeout;
+            let answer = match propose(&replica.raft, command.encode(), within).await {
                 Ok(answer) => answer,
                 Err(ProposeError::NotLeader { leader }) => {
                     return match leader {
