@@ -100,7 +100,7 @@ impl<const LATENCY: bool> FewChoices<LATENCY> {
     }
 
     #[inline]
-    fn look(&self, members: &[Member], at: usize, now: u64) -> Candidate {
+    fn look(members: &[Member], at: usize, now: u64) -> Candidate {
         let endpoint = &*members[at].endpoint;
         let load = endpoint.load(now);
         let (latency, measured) =
@@ -165,7 +165,7 @@ fn latency(endpoint: &Endpoint, load: f32, now: u64) -> (f32, f32) {
 impl<const LATENCY: bool> Select for FewChoices<LATENCY> {
     #[inline]
     fn select(&self, members: &[Member], _: &Context<'_>, now: u64, random: &Random) -> Selection {
-        let look = |at: usize| self.look(members, at, now);
+        let look = |at: usize| Self::look(members, at, now);
         if self.choices == Some(2) {
             let (first, second) = self.sampler.draw_two(random);
             let (first, second) = (look(first), look(second));

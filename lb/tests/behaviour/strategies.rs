@@ -77,6 +77,8 @@ fn random_strategies_follow_the_weights() {
     }
 }
 
+type Make = fn() -> Box<dyn Strategy>;
+
 /// The shares of endpoints that take 10 ms, in per mille, with so many requests in flight on
 /// average that come at random times.
 fn shares(strategy: Box<dyn Strategy>, weights: &[u32], in_flight: f64) -> Vec<u32> {
@@ -105,7 +107,7 @@ fn shares(strategy: Box<dyn Strategy>, weights: &[u32], in_flight: f64) -> Vec<u
 
 #[test]
 fn weights_are_shares_whatever_the_load() {
-    let strategies: [(&str, fn() -> Box<dyn Strategy>); 7] = [
+    let strategies: [(&str, Make); 7] = [
         ("p2c", || Box::new(PowerOfTwo::default())),
         ("ewma", || Box::new(PeakEwma::default())),
         ("ewma of 3", || Box::new(PeakEwma::default().with_choices(3))),
