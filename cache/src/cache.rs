@@ -407,21 +407,19 @@ impl<K: Key, V: Value> Cache<K, V> {
             Found::IfError(last) => Some(last),
             Found::Nothing => None,
         };
-        let asked_at = self.inner.version();
-        // Ends: a load is asked for again only when the answer is too old for this reader and the
         if stale == Some(LastLoad::JustFailed)
             && let Some(seen) = self.inner.instead_of_error(key, since)
         {
             return Ok(seen);
         }
+        let asked_at = self.inner.version();
+        // Ends: a load is asked for again only when the answer is too old for this reader and the
         // load began before the reader came, or was answered by the second level for one that had
         // seen less; or when a tag or everything was invalidated after the load began and before
         // this reader came. The next load begins after that, and asks for a later position than
         // the answer had.
         let error = loop {
             let ride = match self.board(&hashed, &load, Asked { is_refresh: false, since }) {
-                Ok(Boarded::Began(ride) | Boarded::Joined(ride)) => ride,
-                Ok(Boarded::Found(seen)) => return Ok(seen),
                 Ok(Boarded::Joined(ride)) if stale == Some(LastLoad::Failed) => {
                     // The reader that began it finds out whether the source is back.
                     if let Some(seen) = self.inner.instead_of_error(key, since) {
@@ -429,6 +427,8 @@ impl<K: Key, V: Value> Cache<K, V> {
                     }
                     ride
                 }
+                Ok(Boarded::Began(ride) | Boarded::Joined(ride)) => ride,
+                Ok(Boarded::Found(seen)) => return Ok(seen),
                 Err(error) => break error,
             };
             let asks_source = ride.version() > asked_at && ride.asks_source_since(since);

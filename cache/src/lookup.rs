@@ -241,9 +241,9 @@ impl<K: Key, V: Value> Inner<K, V> {
         }
     }
 
-    /// What a reader is given whose load has failed: what the cache has now, and not what the reader
-    /// found before the load, which may have been invalidated or replaced since. Nothing from
-    /// before the source's position `since`.
+    /// What a reader is given whose load has failed: what the cache has now, and not what it had
+    /// before the load, which may have been invalidated or replaced since. Nothing from before the
+    /// source's position `since`.
     pub(crate) fn instead_of_error<Q>(&self, key: &Q, since: u64) -> Option<Seen<V>>
     where
         K: Borrow<Q>,

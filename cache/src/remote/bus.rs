@@ -122,7 +122,7 @@ impl BusConfig {
 #[derive(Clone, Debug)]
 pub struct LocalBus(broadcast::Sender<Batch>);
 
-/// The messages of one publication: a subscription that hears the bus is not behind by their number.
+/// The messages of one publication: their number puts no subscription behind.
 type Batch = Arc<[Vec<u8>]>;
 
 impl Default for LocalBus {
