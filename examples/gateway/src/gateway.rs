@@ -243,10 +243,10 @@ impl Gateway {
         for (name, spanned) in &config.pools {
             let pool = spanned.get_ref();
             let old = self.pools.get(name);
-            // A set in which nobody stays has no healthy backend yet: the old one serves meanwhile.
-            let is_kept = old.is_some_and(|old| {
-                !pool.differs_from(&old.config) && pool.shares_backends_with(&old.config)
-            });
+            // A set in which nobody that stays can serve has no healthy backend yet: the old one
+            // serves meanwhile.
+            let is_kept =
+                old.is_some_and(|old| !pool.differs_from(&old.config) && old.can_go_on_with(pool));
             if !is_kept {
                 let failed = |what: String| {
                     ConfigError::at(text, spanned.span().start, format!("pool `{name}`: {what}"))

@@ -92,6 +92,25 @@ impl RunningPool {
         Ok(Self { config, upstream, breaker, discovery, _checker: checker })
     }
 
+    /// Whether the pool can go on with the set of `new` at once: a backend that is healthy now goes
+    /// on serving, or no backend joins, so that there is nothing to wait for. Otherwise a pool of
+    /// the new set is checked first, while this one serves.
+    ///
+    /// A pool of DNS names goes on: its balancer keeps those that leave until a new one is checked.
+    pub fn can_go_on_with(&self, new: &Pool) -> bool {
+        let stats = self.upstream.balancer().stats(Monotonic.now());
+        let known = |entry: &EndpointEntry| {
+            let name = entry.endpoint().name;
+            stats.endpoints.iter().find(|found| found.name == name)
+        };
+        let goes_on = |entry: &EndpointEntry| {
+            !entry.draining && known(entry).is_some_and(|found| found.healthy)
+        };
+        let joins = |entry: &EndpointEntry| !entry.draining && known(entry).is_none();
+        let endpoints = &new.endpoints;
+        new.dns.is_some() || endpoints.iter().any(goes_on) || !endpoints.iter().any(joins)
+    }
+
     /// Waits until a backend may be used, at most for two checks and one lookup: a route that moves
     /// to this pool finds one then. Without a healthy backend the pool is used all the same.
     ///

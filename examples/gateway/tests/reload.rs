@@ -126,6 +126,37 @@ async fn a_route_moves_to_a_pool_of_new_backends_without_a_failed_request() {
     assert!(asking.await.expect("no request failed") > 5);
 }
 
+/// A rolling reload: the old backend drains as the new one joins, or the only one that stays is
+/// down. The check of each backend takes a second.
+#[tokio::test]
+async fn a_reload_that_keeps_no_backend_in_use_waits_for_the_new_one() {
+    let (a, b) = (Backend::start("a").await, Backend::start("b").await);
+    let down = std::net::TcpListener::bind("127.0.0.1:0").and_then(|tcp| tcp.local_addr());
+    let down = down.expect("a port of nobody");
+    let slow = "health = { path = \"/slow\", interval_ms = 200, timeout_ms = 5_000 }";
+    let pool = |list: String| file(ALL, &format!("[pools.web]\nendpoints = [{list}]\n{slow}\n"));
+    let (old, new) = (a.address, b.address);
+    for (before, after) in [
+        (format!("\"{old}\""), format!("{{ address = \"{old}\", draining = true }}, \"{new}\"")),
+        (format!("\"{down}\", \"{old}\""), format!("\"{down}\", \"{new}\"")),
+    ] {
+        let (mut gateway, address) = start(&pool(before)).await;
+        assert_eq!(get_ok(address, "/x").await, "a /x");
+        let asking = tokio::spawn(async move {
+            // Ends when b has answered: at the latest after 20 s.
+            for _ in 0..20_000 {
+                if get_ok(address, "/x").await == "b /x" {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            panic!("b never answers");
+        });
+        gateway.apply(&pool(after), Path::new(NOWHERE)).await.expect("good");
+        asking.await.expect("no request failed");
+    }
+}
+
 /// Each of them is waited for, for two checks: 2 s. They are waited for together.
 #[tokio::test]
 async fn pools_without_a_healthy_backend_are_waited_for_side_by_side() {

@@ -376,14 +376,6 @@ impl Pool {
         let endpoints = old.endpoints.clone();
         Self { endpoints, ..self.clone() } != *old
     }
-
-    /// Whether any backend of `old` is still there, as far as the file tells.
-    pub fn shares_backends_with(&self, old: &Self) -> bool {
-        let is_old = |new: &EndpointEntry| {
-            old.endpoints.iter().any(|endpoint| endpoint.address == new.address)
-        };
-        self.dns.is_some() || self.endpoints.iter().any(is_old)
-    }
 }
 
 fn key_source(text: &str) -> Result<KeySource, String> {
