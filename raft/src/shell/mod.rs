@@ -73,6 +73,25 @@ impl Drop for Handle {
 /// More than a message has around its entries or its chunk.
 const MESSAGE_HEAD_BYTES: u64 = 1 << 10;
 
+/// Whether the store and the transport take what the configuration allows.
+fn check_limits(
+    config: &Config,
+    log: &dyn LogStore,
+    transport: &dyn Transport,
+) -> Result<(), ConfigError> {
+    if config.max_entry_bytes > log.max_entry_bytes() {
+        let rule = "must not be above what the log store takes";
+        return Err(ConfigError { field: "max_entry_bytes", rule });
+    }
+    let longest = config.max_append_bytes.max(config.max_entry_bytes.max(MAX_CHUNK_BYTES) as u64);
+    if longest.saturating_add(MESSAGE_HEAD_BYTES) > transport.max_message_bytes() as u64 {
+        let rule = "and max_entry_bytes and the chunks of snapshots (1 MiB) must not be above \
+                    what the transport carries";
+        return Err(ConfigError { field: "max_append_bytes", rule });
+    }
+    Ok(())
+}
+
 /// Says that a node starts to be repaired.
 fn tell_of_losses(status: &Status) {
     if let Some(until) = status.recovering {
@@ -133,17 +152,7 @@ impl Raft {
         if transport.local() != config.id {
             return Err(StartError::WrongNode { transport: transport.local(), config: config.id });
         }
-        if config.max_entry_bytes > log.max_entry_bytes() {
-            let rule = "must not be above what the log store takes";
-            return Err(ConfigError { field: "max_entry_bytes", rule }.into());
-        }
-        let longest =
-            config.max_append_bytes.max(config.max_entry_bytes.max(MAX_CHUNK_BYTES) as u64);
-        if longest.saturating_add(MESSAGE_HEAD_BYTES) > transport.max_message_bytes() as u64 {
-            let rule = "and max_entry_bytes and the chunks of snapshots (1 MiB) must not be above \
-                        what the transport carries";
-            return Err(ConfigError { field: "max_append_bytes", rule }.into());
-        }
+        check_limits(&config, &*log, &*transport)?;
         let seed = config.drawn_seed();
         config.seed = Some(seed);
         let restored = log.restore().await?;
