@@ -202,7 +202,9 @@ impl<K: Key, V: Value> Cache<K, V> {
     /// With [`Builder::sink`] to the sink and then to the cache: write-through, in a task that is
     /// spawned on the caller's runtime. With
     /// [`Builder::write_behind`] it is acknowledged once it is in the backlog, which waits while
-    /// the backlog is full; the sink gets it later, and readers get it from now on.
+    /// the backlog is full, or fails then, see
+    /// [`WriteBehindConfig::on_full`](crate::WriteBehindConfig::on_full); the sink gets it later,
+    /// and readers get it from now on.
     ///
     /// The value stays in the cache. A tag that the source would give it is not known here, nor its
     /// version: the invalidation of any tag drops it, and of the source's versions only those

@@ -189,6 +189,11 @@ pub enum WriteError {
     /// The cache has no sink. Give the builder one.
     #[error("the cache has no sink")]
     NoSink,
+    /// The backlog of write-behind has no room, and
+    /// [`WriteBehindConfig::on_full`](crate::WriteBehindConfig::on_full) says that no write waits
+    /// for it: nothing was written. Write again after a pause.
+    #[error("the backlog is full")]
+    Full,
     /// The journal under write-behind has not acknowledged the write. Its error says whether the
     /// write may be found, and flushed, after a restart.
     #[cfg(feature = "journal")]
@@ -202,7 +207,7 @@ impl WriteError {
         match self {
             Self::Sink(error) => error.outcome,
             Self::Panicked | Self::TimedOut => Outcome::Unknown,
-            Self::Closed | Self::Stopped | Self::NoSink => Outcome::NotApplied,
+            Self::Closed | Self::Stopped | Self::NoSink | Self::Full => Outcome::NotApplied,
             #[cfg(feature = "journal")]
             Self::Journal(error) => match error.outcome() {
                 voussoir_journal::Outcome::NotApplied => Outcome::NotApplied,
@@ -217,7 +222,7 @@ impl WriteError {
         match self {
             Self::Closed | Self::Stopped | Self::NoSink => false,
             Self::Sink(error) => !error.is_rejection(),
-            Self::Panicked | Self::TimedOut => true,
+            Self::Panicked | Self::TimedOut | Self::Full => true,
             #[cfg(feature = "journal")]
             Self::Journal(error) => error.is_retryable(),
         }

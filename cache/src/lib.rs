@@ -28,7 +28,7 @@ mod write;
 pub use async_trait::async_trait;
 #[cfg(feature = "journal")]
 pub use behind::OpenError;
-pub use behind::{RejectedWrite, WriteBehind, WriteBehindConfig};
+pub use behind::{OnFull, RejectedWrite, WriteBehind, WriteBehindConfig};
 pub use cache::{Builder, Cache};
 #[cfg(target_os = "linux")]
 pub use clock::Coarse;

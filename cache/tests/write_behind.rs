@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use voussoir_cache::{
-    Cache, Loaded, PlainCodec, Sink, SinkError, Source, SourceError, Write, WriteBehind,
-    WriteBehindConfig, async_trait,
+    Cache, Loaded, OnFull, Outcome, PlainCodec, Sink, SinkError, Source, SourceError, Write,
+    WriteBehind, WriteBehindConfig, WriteError, async_trait,
 };
 use voussoir_journal::{Config, Journal, MemoryFiles};
 
@@ -247,6 +247,22 @@ async fn a_full_backlog_makes_writers_wait() {
     writer.await.unwrap().unwrap();
     cache.flush().await;
     assert_eq!(*table.rows.lock(), HashMap::from([(1, 1), (2, 3), (3, 4)]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_full_backlog_fails_writers_where_that_was_asked_for() {
+    let (cache, table) = fresh(|config| (config.max_keys, config.on_full) = (1, OnFull::Fail));
+    table.is_down.store(true, Ordering::SeqCst);
+    cache.write(1, 1).await.unwrap();
+    let error = cache.write(2, 2).await.unwrap_err();
+    assert!(matches!(error, WriteError::Full), "{error}");
+    assert!(error.is_retryable() && error.outcome() == Outcome::NotApplied);
+    cache.write(1, 3).await.unwrap();
+    table.is_down.store(false, Ordering::SeqCst);
+    cache.flush().await;
+    cache.write(2, 2).await.unwrap();
+    cache.flush().await;
+    assert_eq!(*table.rows.lock(), HashMap::from([(1, 3), (2, 2)]));
 }
 
 #[tokio::test(start_paused = true)]

@@ -20,6 +20,8 @@ pub struct WriteBehindConfig {
     /// journal takes, 1 MiB at most. Writes that wait go on in no order: small ones that keep
     /// coming may keep a large one waiting for as long as they do. At least 1. Default 64 MiB.
     pub max_bytes: u64,
+    /// What becomes of a write for which there is no room. Default [`OnFull::Wait`].
+    pub on_full: OnFull,
     /// Writes in one call of the sink. At least 1. Default 256.
     pub max_batch: usize,
     /// How long a value waits for newer ones of its key before it is flushed. Up to 100 years.
@@ -41,11 +43,22 @@ pub struct WriteBehindConfig {
     pub seed: Option<u64>,
 }
 
+/// What becomes of a write for which the backlog has no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnFull {
+    /// It waits until something has been flushed.
+    Wait,
+    /// It fails with [`WriteError::Full`](crate::WriteError::Full) at once.
+    Fail,
+}
+
 impl Default for WriteBehindConfig {
     fn default() -> Self {
         Self {
             max_keys: 100_000,
             max_bytes: 64 << 20,
+            on_full: OnFull::Wait,
             max_batch: 256,
             flush_after: Duration::from_millis(10),
             sink_timeout: Duration::from_secs(30),

@@ -25,7 +25,7 @@ use crate::flights::{Key, Value};
 use crate::insert::Keep;
 use log::{Change, Completion, Done, Hold, NoLog, WriteLog};
 
-pub use config::WriteBehindConfig;
+pub use config::{OnFull, WriteBehindConfig};
 #[cfg(feature = "journal")]
 pub use journal::OpenError;
 pub use rejected::RejectedWrite;
@@ -279,6 +279,7 @@ impl<K: Key, V: Value> Shared<K, V> {
         let mut submission = Submission { value: Arc::new(value), keep, record, bytes };
         let reply = match self.try_submit(key, submission)? {
             Ok(reply) => reply,
+            Err(_) if self.config.on_full == OnFull::Fail => return Err(WriteError::Full),
             Err(refused) => {
                 submission = refused;
                 // Ends: when a flush has made room, or the caller gives up.

@@ -9,8 +9,8 @@ use std::time::Duration;
 use thiserror::Error;
 use tokio::sync::{Mutex, Semaphore};
 use voussoir_cache::{
-    Cache, LoadError, Outcome, PlainCodec, Sink, Source, Stats, WriteBehind, WriteBehindConfig,
-    WriteError,
+    Cache, LoadError, OnFull, Outcome, PlainCodec, Sink, Source, Stats, WriteBehind,
+    WriteBehindConfig, WriteError,
 };
 use voussoir_journal::Journal;
 
@@ -23,6 +23,8 @@ const MAX_REPORTS: usize = 4_096;
 const MAX_COUNTERS: u64 = 10_000;
 /// Locks over all counters: reports of one counter are counted one after the other.
 const TURNS: usize = 1_024;
+/// How long a report waits before it is tried again while the backlog is full.
+const FULL_PAUSE: Duration = Duration::from_millis(200);
 /// The longest load of a counter. Above the statement time-out of the table.
 const LOAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest call of the sink. Above the statement time-out of the table.
@@ -127,6 +129,9 @@ impl Service {
     ) -> Result<Self, AnyError> {
         let mut behind = WriteBehindConfig::default();
         behind.max_keys = config.max_backlog;
+        // A report that waited for room would keep its slot and the lock of its counter, and others
+        // of the backlog's own counters waiting.
+        behind.on_full = OnFull::Fail;
         behind.flush_after = config.flush_after;
         behind.sink_timeout = SINK_TIMEOUT;
         behind.max_backoff = MAX_BACKOFF;
@@ -134,6 +139,8 @@ impl Service {
         let mut cache = voussoir_cache::Config::default();
         cache.max_weight = MAX_COUNTERS;
         cache.hard_timeout = LOAD_TIMEOUT;
+        // Each report looks twice for its counter. This process alone makes new ones.
+        cache.negative_ttl = LOAD_TIMEOUT;
         let cache =
             Cache::builder().config(cache).source(source).write_behind(behind, sink).build()?;
         Ok(Self(Arc::new(Inner {
@@ -155,6 +162,17 @@ impl Service {
     /// # Cancel safety
     /// The report is still counted when the future is dropped, or rejected where nobody hears it.
     pub(crate) async fn report(&self, key: Key, report: Report) -> Result<Count, ReportError> {
+        // Ends: with another answer than that the backlog is full, or with the caller. Between two
+        // attempts the report holds nothing.
+        loop {
+            match self.try_report(key, report).await {
+                Err(ReportError::Write(WriteError::Full)) => tokio::time::sleep(FULL_PAUSE).await,
+                counted => return counted,
+            }
+        }
+    }
+
+    async fn try_report(&self, key: Key, report: Report) -> Result<Count, ReportError> {
         let slot = Arc::clone(&self.0.slots).try_acquire_owned().map_err(|_| ReportError::Busy)?;
         let inner = Arc::clone(&self.0);
         // In a task of its own: dropped between reading and writing, it would give up the lock
@@ -203,6 +221,8 @@ impl Service {
 
 impl Inner {
     async fn count(&self, key: Key, report: Report) -> Result<Count, ReportError> {
+        // Before the lock: a load that takes its time holds up no other counter.
+        self.cache.get_or_load(&key).await?;
         let turn = self.hasher.hash_one(key) as usize % TURNS;
         let _turn = self.turns[turn].lock().await;
         let held = self.cache.get_or_load(&key).await?.unwrap_or_default();

@@ -9,19 +9,26 @@ use super::*;
 
 /// A table in memory. Clones share it.
 #[derive(Clone, Default)]
-struct Rows(Arc<(parking_lot::Mutex<HashMap<Key, Count>>, AtomicBool)>);
+struct Rows(Arc<Table>);
+
+#[derive(Default)]
+struct Table {
+    counts: parking_lot::Mutex<HashMap<Key, Count>>,
+    is_down: AtomicBool,
+    is_read_only: AtomicBool,
+}
 
 impl Rows {
     fn set_down(&self, down: bool) {
-        self.0.1.store(down, Ordering::SeqCst);
+        self.0.is_down.store(down, Ordering::SeqCst);
     }
 
     fn is_down(&self) -> bool {
-        self.0.1.load(Ordering::SeqCst)
+        self.0.is_down.load(Ordering::SeqCst)
     }
 
     fn views(&self) -> HashMap<Key, u64> {
-        self.0.0.lock().iter().map(|(key, count)| (*key, count.views)).collect()
+        self.0.counts.lock().iter().map(|(key, count)| (*key, count.views)).collect()
     }
 }
 
@@ -29,10 +36,10 @@ impl Rows {
 impl Sink<Key, Count> for Rows {
     async fn write(&self, writes: &[Write<Key, Count>]) -> Vec<Result<(), SinkError>> {
         let write = |write: &Write<Key, Count>| {
-            if self.is_down() {
+            if self.is_down() || self.0.is_read_only.load(Ordering::SeqCst) {
                 return Err(SinkError::not_applied("down"));
             }
-            self.0.0.lock().insert(write.key, write.value.unwrap());
+            self.0.counts.lock().insert(write.key, write.value.unwrap());
             Ok(())
         };
         writes.iter().map(write).collect()
@@ -48,7 +55,7 @@ impl Source<Key, Count> for Rows {
             if self.is_down() {
                 return Err(SourceError::new("down"));
             }
-            Ok(Loaded::from(self.0.0.lock().get(key).copied()))
+            Ok(Loaded::from(self.0.counts.lock().get(key).copied()))
         };
         keys.iter().map(load).collect()
     }
@@ -108,7 +115,7 @@ async fn a_report_out_of_sequence_is_not_counted() {
 async fn a_counter_never_exceeds_its_column() {
     let (folder, rows) = (tempfile::tempdir().unwrap(), Rows::default());
     let full = Count { views: i64::MAX.cast_unsigned() - 1, sequence: 9 };
-    rows.0.0.lock().insert(KEY, full);
+    rows.0.counts.lock().insert(KEY, full);
     let service = open(folder.path(), &rows, 100);
     let error = service.report(KEY, report(10, 2)).await.unwrap_err();
     assert!(matches!(error, ReportError::TooLarge), "{error}");
@@ -153,7 +160,7 @@ async fn reports_of_clients_that_go_away_are_neither_lost_nor_doubled() {
     }
     assert!(dropped > 50, "only {dropped} reports were interrupted");
     service.flush().await;
-    assert_eq!(*rows.0.0.lock(), ledger);
+    assert_eq!(*rows.0.counts.lock(), ledger);
 }
 
 #[tokio::test]
@@ -188,12 +195,51 @@ async fn counts_survive_a_process_whose_table_was_away() {
     assert_eq!(again.views(7, 4).await.unwrap(), 11);
 }
 
+/// A database that has become read-only, a full backlog, and more reports of other counters than
+/// may be counted at once, which all wait.
+#[tokio::test]
+async fn reports_of_others_hold_up_none_of_the_counters_in_a_full_backlog() {
+    let (folder, rows) = (tempfile::tempdir().unwrap(), Rows::default());
+    let service = open(folder.path(), &rows, 50);
+    rows.0.is_read_only.store(true, Ordering::SeqCst);
+    let own = |page| Key { page, edge: 0 };
+    for page in 0..50 {
+        service.report(own(page), report(1, 1)).await.unwrap();
+    }
+    let mut others = tokio::task::JoinSet::new();
+    for page in 100..6_100 {
+        let service = service.clone();
+        others.spawn(async move { service.report(Key { page, edge: 1 }, report(1, 1)).await });
+    }
+    let counted = async {
+        for page in 0..50 {
+            // Ends: there is a slot as soon as one of the others was turned away.
+            while let Err(error) = service.report(own(page), report(2, 1)).await {
+                assert!(matches!(error, ReportError::Busy), "{error}");
+                tokio::task::yield_now().await;
+            }
+        }
+    };
+    let counted = tokio::time::timeout(Duration::from_secs(60), counted).await;
+    assert!(counted.is_ok(), "they wait for others");
+    assert_eq!(service.stats().backlog, 50);
+    others.abort_all();
+    while others.join_next().await.is_some() {}
+    // The attempts that were under way end by themselves.
+    while service.0.slots.available_permits() < MAX_REPORTS {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    rows.0.is_read_only.store(false, Ordering::SeqCst);
+    service.flush().await;
+    assert_eq!(rows.views(), (0..50).map(|page| (own(page), 2)).collect());
+}
+
 #[tokio::test]
 async fn reports_beyond_the_limit_are_rejected_and_slots_come_back() {
     let (folder, rows) = (tempfile::tempdir().unwrap(), Rows::default());
     let service = open(folder.path(), &rows, 1);
     rows.set_down(true);
-    rows.0.0.lock().insert(KEY, Count::default());
+    rows.0.counts.lock().insert(KEY, Count::default());
     let slots = Arc::clone(&service.0.slots);
     let all = slots.try_acquire_many(MAX_REPORTS as u32).unwrap();
     let error = service.report(KEY, report(1, 5)).await.unwrap_err();
