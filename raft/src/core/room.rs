@@ -7,6 +7,7 @@
 
 use super::Core;
 use super::io::Output;
+use super::left::Left;
 use crate::store::Room;
 
 /// A leader takes proposals while more than this part of the store is left for entries.
@@ -15,21 +16,6 @@ const REFUSING: u64 = 64;
 const SCARCE: u64 = 16;
 /// How long to wait after a snapshot that failed, in nanoseconds.
 const RETRY: u64 = 1_000_000_000;
-
-/// What the store last said, and what has been written since.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Left {
-    room: Room,
-    /// The weight of the log up to what was durable then.
-    weight: u64,
-}
-
-impl Left {
-    /// Bytes that are left once the log up to `weight` has been written.
-    fn after(&self, weight: u64) -> u64 {
-        self.room.bytes.saturating_sub(weight.saturating_sub(self.weight))
-    }
-}
 
 impl Core {
     /// The weight of the entries that have been applied since the current snapshot, as far as they

@@ -222,8 +222,10 @@ impl SagaStore for JournalStore {
         let begin = Commit::new().append(&self.epochs, [epoch.to_le_bytes()]);
         let begin = begin.release(&self.epochs, self.epochs.end()).frees_space();
         self.journal.commit(begin).await.map_err(store_error)?;
-        // A store that had the namespace before may have been dropped with an append under way,
-        // which then lies ahead of the epoch.
+        // A store that had the namespace before may have been dropped with appends under way. The
+        // journal keeps the order of commits to one log only: the epoch may have overtaken them,
+        // and a commit without operations overtakes none.
+        self.journal.commit(Commit::new()).await.map_err(store_error)?;
         self.read_from(at, &mut read)?;
         let mut state = State { is_open: true, ..State::default() };
         let mut records = Vec::with_capacity(read.len());

@@ -97,8 +97,8 @@ async fn run(serve: Serve) -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// Returns when the replica of a shard has stopped for good: its part of the data is down here until
-/// the process starts anew, and nobody else would say so.
+/// Returns when the replica of a shard has stopped for good: its part of the data is down here
+/// until the process starts anew, and nobody else would say so.
 async fn a_shard_stopped(host: &Host) -> StopReason {
     loop {
         tokio::time::sleep(LOOK).await;
