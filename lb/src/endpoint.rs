@@ -257,6 +257,7 @@ pub struct Pick {
 /// Flag of [`Pick::word`]: the outcome was recorded.
 const FINISHED: u64 = 1 << 63;
 /// Flag of [`Pick::word`]: the endpoint holds an assignment for the pick.
+#[cfg(feature = "ring")]
 const ASSIGNED: u64 = 1 << 62;
 /// Flag of [`Pick::word`]: if the pick is cancelled, its duration says nothing of the latency.
 const SILENT: u64 = 1 << 61;

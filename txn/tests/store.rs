@@ -146,6 +146,36 @@ fn an_append_that_was_dropped_is_ahead_of_the_next_epoch() {
     });
 }
 
+/// Large appends to one log of the journal are overtaken by the epoch, which goes to another one.
+#[tokio::test]
+async fn large_appends_that_were_dropped_are_ahead_of_the_next_epoch() {
+    let mut config = Config::manual();
+    config.segment_bytes = 8 << 20;
+    let journal = Journal::open_with(Arc::new(MemoryFiles::new()), config).expect("a journal");
+    // The journal works only while an opening waits for it.
+    let open = async |store: &JournalStore| {
+        let mut opening = store.open();
+        loop {
+            let polled = std::future::poll_fn(|cx| Poll::Ready(opening.as_mut().poll(cx))).await;
+            if let Poll::Ready(opened) = polled {
+                break opened.expect("it opens");
+            }
+            journal.work(0);
+        }
+    };
+    let store = JournalStore::new(&journal, "sagas").expect("two logs");
+    open(&store).await;
+    for number in 0..6 {
+        let events = Bytes::from(vec![number; 900 << 10]);
+        let mut append = store.append(vec![Record::new("a", RecordKind::More, events)]);
+        let polled = std::future::poll_fn(|cx| Poll::Ready(append.as_mut().poll(cx))).await;
+        assert!(polled.is_pending());
+    }
+    drop(store);
+    let store = JournalStore::new(&journal, "sagas").expect("two logs");
+    assert_eq!(open(&store).await.records.len(), 6, "records came late");
+}
+
 /// What one saga appends at once may be more than a batch of the journal.
 #[tokio::test]
 async fn an_append_takes_as_much_as_a_commit_of_the_journal() {
