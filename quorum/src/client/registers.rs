@@ -39,10 +39,10 @@ pub struct RegisterConfig {
     /// Registers whose proposers are kept, so that the next change takes one round trip. From 1
     /// to 1,000,000. Default 10,000.
     pub max_registers: usize,
-    /// Changes and reads under way and waiting: as many are begun at once as are answered in time,
-    /// as in [`TableConfig::max_operations`](crate::TableConfig::max_operations), 64 at first, and
-    /// one that has waited for half of `timeout` is rejected. One
-    /// beyond is rejected at once. From 1 to 1,000,000. Default 10,000.
+    /// Changes and reads under way and waiting: as many are begun at once as are answered in time
+    /// (as in [`TableConfig::max_operations`](crate::table::TableConfig)), 64 at first, and one that
+    /// has waited for half of `timeout` is rejected. One beyond is rejected at once. From 1 to
+    /// 1,000,000. Default 10,000.
     pub max_changes: usize,
 }
 
