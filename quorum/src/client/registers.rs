@@ -40,8 +40,8 @@ pub struct RegisterConfig {
     /// to 1,000,000. Default 10,000.
     pub max_registers: usize,
     /// Changes and reads under way and waiting: as many are begun at once as are answered in time
-    /// (as in [`TableConfig::max_operations`](crate::table::TableConfig)), 64 at first, and one that
-    /// has waited for half of `timeout` is rejected. One beyond is rejected at once. From 1 to
+    /// (as in [`TableConfig::max_operations`](crate::table::TableConfig)), 64 at first, and one
+    /// that has waited for half of `timeout` is rejected. One beyond is rejected at once. From 1 to
     /// 1,000,000. Default 10,000.
     pub max_changes: usize,
 }
