@@ -255,18 +255,20 @@ async fn split_the_hottest(
     stage.load.stats.heat.store(HEAT.1, std::sync::atomic::Ordering::Relaxed);
     print(&format!("{} % of the requests go to keys below {ORDERED} now", HEAT.1));
     let end = Instant::now() + PATIENCE;
-    let hot = loop {
+    // A shard that has just lost its leader has another one soon.
+    let (hot, leader) = loop {
         stage.watch(Duration::from_secs(1)).await?;
-        if let Some(hot) = stage.admin.hottest().await.filter(|hot| hot.at.contains(ORDERED)) {
-            break hot;
+        if let Some(hot) = stage.admin.hottest().await.filter(|hot| hot.at.contains(ORDERED))
+            && let Some(leader) = leader(&stage.admin, hot.shard).await
+        {
+            break (hot, leader);
         }
         if Instant::now() >= end {
-            return Err("no node has found the hot shard".into());
+            return Err("no node has found the hot shard, or it has no leader".into());
         }
     };
     let map = stage.admin.map().await;
     let began = Instant::now();
-    let leader = leader(&stage.admin, hot.shard).await.ok_or("the hot shard has no leader")?;
     let new = stage.admin.split(hot.shard, &hot.at).await?;
     let left = map.shards.get(&hot.shard).map(|info| info.nodes.clone()).unwrap_or_default();
     let after = stage.admin.map().await;
