@@ -90,7 +90,8 @@ pub struct Polled {
     /// Records, those of each partition in order. None when none came in time, and when `revoking`
     /// has partitions.
     pub records: Vec<ConsumerRecord>,
-    /// Partitions that the consumer reads from now on.
+    /// Partitions that the consumer reads from now on, none of which is in `revoking`. One that is
+    /// in `lost` too was lost before.
     pub assigned: Vec<TopicPartition>,
     /// Partitions that the next poll gives up: commit what was done with them before. Only for
     /// [`Guarantee::Manual`] and [`Guarantee::ExactlyOnce`]; otherwise the consumer commits.
@@ -560,6 +561,7 @@ impl Consumer {
                     // What it gives up it may still commit, in the generation that has begun.
                     membership.generation = generation;
                     let keep = if is_cooperative { places } else { BTreeSet::new() };
+                    self.give_up_untold(&keep);
                     let gives_up = self.cursors.keys().any(|place| !keep.contains(place));
                     if gives_up && !self.may_give_up(&keep).await {
                         return Ok(false);
@@ -588,6 +590,20 @@ impl Consumer {
             }
         }
         Ok(())
+    }
+
+    /// Gives up what `keep` lacks and no poll has told of yet: nothing was done with it. Told of
+    /// both at once, a caller could not know that what it was given had gone again.
+    fn give_up_untold(&mut self, keep: &BTreeSet<Place>) {
+        let Self { news, cursors, .. } = self;
+        news.assigned.retain(|at| {
+            let place = (Arc::clone(&at.topic), at.partition);
+            let stays = keep.contains(&place);
+            if !stays {
+                cursors.remove(&place);
+            }
+            stays
+        });
     }
 
     /// Commits before partitions are given up, or lets the caller do so first.
@@ -634,6 +650,7 @@ impl Consumer {
     }
 
     fn lose_all(&mut self) {
+        self.give_up_untold(&BTreeSet::new());
         self.news.lost.extend(self.cursors.keys().map(name_of));
         self.cursors.clear();
         if let Some(membership) = &mut self.membership {

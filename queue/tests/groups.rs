@@ -70,6 +70,7 @@ async fn settle(consumers: &mut [&mut Consumer]) -> Vec<Vec<String>> {
     for _ in 0..200 {
         for (values, consumer) in values.iter_mut().zip(consumers.iter_mut()) {
             let polled = consumer.poll(Duration::from_millis(5)).await.expect("a poll");
+            assert!(polled.assigned.iter().all(|given| !polled.revoking.contains(given)));
             let is_quiet = polled.records.is_empty() && polled.assigned.is_empty();
             quiet = if is_quiet && polled.revoking.is_empty() { quiet + 1 } else { 0 };
             let value = |record: Record| String::from_utf8(record.value.expect("one").into());
@@ -158,6 +159,44 @@ async fn a_caller_that_commits_is_asked_before_it_loses_partitions() {
     }
     assert_eq!(revoked.len(), 1, "only what moves is given up");
     assert_eq!((owned(&first).len(), owned(&second).len()), (1, 1));
+}
+
+/// A poll that fails has told of nothing. What the member was given before it, and has to give up
+/// by the next poll, was never its own for the caller: told of both at once, it might take the one
+/// for the later, and go on working on what another member has.
+#[tokio::test(start_paused = true)]
+async fn what_is_given_and_goes_before_a_poll_tells_is_not_told() {
+    for guarantee in [Guarantee::Manual, Guarantee::ExactlyOnce] {
+        let queue = open();
+        let t = topic(&queue, "t", 3).await;
+        fill(&queue, &t, 5).await;
+        // Something is stored for one partition only: the first member cannot read the others.
+        let mut config = ConsumerConfig::default();
+        config.group = Some("g".into());
+        let mut reader = queue.consumer(config).expect("a consumer");
+        let place = TopicPartition::new("t", 2);
+        reader.assign(std::slice::from_ref(&place)).expect("it exists");
+        reader.commit_to(&[(place.clone(), 5)]).await.expect("the group is empty");
+        let mut config = member(Assignor::CooperativeSticky, guarantee);
+        config.start = Start::Stored;
+        let mut first = queue.consumer(config.clone()).expect("a consumer");
+        while owned(&first).is_empty() {
+            if let Ok(polled) = first.poll(Duration::from_millis(5)).await {
+                assert_eq!(polled.assigned, [], "{guarantee:?}");
+            }
+        }
+        config.start = Start::Earliest;
+        let mut second = queue.consumer(config).expect("a consumer");
+        let mut given = Vec::new();
+        for _ in 0..20 {
+            if let Ok(polled) = first.poll(Duration::from_millis(5)).await {
+                let told = (polled.assigned, polled.revoking, polled.lost);
+                assert_eq!(told, (vec![], vec![], vec![]), "{guarantee:?}");
+            }
+            given.extend(second.poll(Duration::from_millis(5)).await.expect("a poll").assigned);
+        }
+        assert_eq!((given, owned(&first)), (vec![place], BTreeSet::new()), "{guarantee:?}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
