@@ -136,6 +136,13 @@ fn what_both_sides_of_a_partition_have_changed_is_merged() {
     }
     for node in &mut nodes {
         node.until("show ann", "= milk 2");
+        node.until("lag", "= 0");
+    }
+    // Who has written nothing itself replaces what both sides have written.
+    let said = nodes[2].ask("add ann tea 1");
+    assert!(said.starts_with("= added 1 "), "{said}");
+    for node in &mut nodes {
+        node.until("show ann", "= milk 2, tea 1");
     }
 }
 
