@@ -152,9 +152,8 @@ struct Runner {
     asked: mpsc::Receiver<oneshot::Sender<Vec<Waiting>>>,
 }
 
-/// The number of a call in its partition.
-type CallId = (u32, u64);
-type Answer = (CallId, Result<Vec<NewEvent>, String>);
+/// What a call of a rule has ended with.
+type Answer = Result<Vec<NewEvent>, String>;
 
 /// What the runner has while it is subscribed.
 struct Session {
@@ -163,13 +162,24 @@ struct Session {
     /// Calls that wait for one that runs to end.
     queued: VecDeque<(u32, Call)>,
     running: JoinSet<Answer>,
-    handles: HashMap<CallId, (tokio::task::Id, AbortHandle)>,
+    /// Invariant: those of `running` whose partition has not been lost since they began. What
+    /// others end with is nobody's: the partition may have come back, and its core may have given
+    /// their number to another call.
+    calls: HashMap<tokio::task::Id, Begun>,
     /// Events were worked with since the last commit.
     is_dirty: bool,
     /// What all cores have to record.
     commit_bytes: usize,
     /// At this many a commit comes before the next input. One input more fits into it.
     limit_bytes: usize,
+}
+
+/// A call that runs.
+struct Begun {
+    partition: u32,
+    /// In the core of the partition.
+    number: u64,
+    handle: AbortHandle,
 }
 
 /// What a session waits for.
@@ -333,25 +343,17 @@ impl Runner {
         let mut next = Some(ended);
         // Ends: when no other call has ended, or the commit is large enough.
         while let Some(ended) = next {
-            let answer = match ended {
-                Ok((_, answer)) => Some(answer),
-                Err(error) => {
-                    let id = error.id();
-                    let of = |(call, (task, _)): (&CallId, &(_, _))| (*task == id).then_some(*call);
-                    let call = session.handles.iter().find_map(of);
-                    call.map(|call| (call, Err(format!("it panicked: {error}"))))
-                }
+            let (id, answer) = match ended {
+                Ok(ended) => ended,
+                Err(error) => (error.id(), Err(format!("it panicked: {error}"))),
             };
-            if let Some(((partition, number), result)) = answer {
-                session.handles.remove(&(partition, number));
-                if session.cores.contains_key(&partition) {
-                    let result = result.and_then(fits);
-                    let mut stats = self.stats.lock();
-                    stats.calls += 1;
-                    stats.failures += u64::from(result.is_err());
-                    drop(stats);
-                    session.step(self.clock.now(), partition, Input::Handled { number, result });
-                }
+            if let Some(Begun { partition, number, .. }) = session.calls.remove(&id) {
+                let result = answer.and_then(fits);
+                let mut stats = self.stats.lock();
+                stats.calls += 1;
+                stats.failures += u64::from(result.is_err());
+                drop(stats);
+                session.step(self.clock.now(), partition, Input::Handled { number, result });
             }
             next = (session.commit_bytes < session.limit_bytes)
                 .then(|| session.running.try_join_next_with_id())
@@ -369,18 +371,17 @@ impl Runner {
         while session.running.len() < self.config.max_parallel
             && let Some((partition, call)) = session.queued.pop_front()
         {
-            let id = (partition, call.number);
+            let number = call.number;
             let rules = Arc::clone(&self.participant.rules);
             let handle = session.running.spawn(async move {
                 let rule = &rules[call.rule];
                 let cx = EventCx { key: call.key, events: call.events, attempt: call.attempt };
-                let result = match tokio::time::timeout(rule.timeout, (rule.run)(cx)).await {
+                match tokio::time::timeout(rule.timeout, (rule.run)(cx)).await {
                     Ok(result) => result.map_err(|error| error.0),
                     Err(_) => Err(format!("it did not end within {:?}", rule.timeout)),
-                };
-                (id, result)
+                }
             });
-            session.handles.insert(id, (handle.id(), handle));
+            session.calls.insert(handle.id(), Begun { partition, number, handle });
         }
     }
 
@@ -419,7 +420,7 @@ impl Session {
             cores: BTreeMap::new(),
             queued: VecDeque::new(),
             running: JoinSet::new(),
-            handles: HashMap::new(),
+            calls: HashMap::new(),
             is_dirty: false,
             commit_bytes: 0,
         }
@@ -476,11 +477,11 @@ impl Session {
         let lost = self.cores.remove(&partition);
         self.commit_bytes -= lost.map_or(0, |core| core.commit_bytes());
         self.queued.retain(|(of, _)| *of != partition);
-        self.handles.retain(|(of, _), (_, handle)| {
-            if *of == partition {
-                handle.abort();
+        self.calls.retain(|_, call| {
+            if call.partition == partition {
+                call.handle.abort();
             }
-            *of != partition
+            call.partition != partition
         });
     }
 }
@@ -491,4 +492,54 @@ fn fits(events: Vec<NewEvent>) -> Result<Vec<NewEvent>, String> {
         return Err(format!("it published {bytes} bytes, at most {MAX_PUBLISHED_BYTES}"));
     }
     Ok(events)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::choreography::{Event, MemoryBus, Rule};
+
+    /// The number of a call is given again: a member that has been away numbers from what the log
+    /// remembers, and what has ended is not in it.
+    #[tokio::test]
+    async fn what_a_call_ends_with_is_not_that_of_another_one_behind_a_loss() {
+        let publish = |cx: EventCx| async move {
+            let body = bytes::Bytes::copy_from_slice(cx.event().id.as_bytes());
+            Ok(vec![NewEvent::new("done", body)])
+        };
+        let participant = Participant::new("p", [Rule::on("a", "r", publish)]).unwrap();
+        let bus = MemoryBus::new(10);
+        let (_stop, stopped) = watch::channel(false);
+        let (_questions, asked) = mpsc::channel(1);
+        let runner = Runner {
+            bus: Arc::new(bus.clone()),
+            participant: participant.clone(),
+            config: ChoreographyConfig::default(),
+            clock: Arc::new(System::new()),
+            stats: Arc::default(),
+            stopped,
+            asked,
+        };
+        let mut session = Session::new(bus.subscribe("p").await.unwrap());
+        let open = || {
+            let config = ChoreographyConfig::default();
+            Core::open(0, participant.clone(), config, usize::MAX, Vec::new()).unwrap()
+        };
+        for id in ["1", "2"] {
+            session.lose(0);
+            session.insert(0, open());
+            session.step(0, 0, Input::Event(Event::first(id, "a", "k", "body")));
+            runner.begin(&mut session);
+            // The first has ended, and nobody has taken what with, when its partition goes.
+            tokio::task::yield_now().await;
+        }
+        let numbers: Vec<u64> = session.calls.values().map(|call| call.number).collect();
+        assert_eq!((session.running.len(), numbers.len()), (2, 1), "one of the two is nobody's");
+        let ended = session.running.join_next_with_id().await.unwrap();
+        runner.ended(&mut session, ended);
+        let commit = session.cores.get_mut(&0).unwrap().take_commit();
+        let done = commit.publish.iter().map(|event| (&*event.cause, &*event.body));
+        assert_eq!(done.collect::<Vec<_>>(), [("2", &b"2"[..])]);
+        assert_eq!(runner.stats.lock().calls, 1);
+    }
 }
