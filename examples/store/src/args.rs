@@ -46,6 +46,8 @@ pub enum Mode {
     Add(Add),
     /// Replace a node by a new one, which runs with --join: one whose disk was lost, for example
     Replace(Replace),
+    /// Give a member of a cluster that serves other addresses: those at which it runs, or soon will
+    Move(Move),
     /// Remove a node from a cluster that serves
     Remove(Remove),
     /// Look at a store in shards, add a node to it, or split a shard
@@ -75,11 +77,18 @@ pub struct Create {
     pub data: PathBuf,
 }
 
+/// Whom a cluster is asked through.
+#[derive(Debug, PartialEq, Eq, Args)]
+pub struct To {
+    /// HTTP address of any node of the cluster; more of them, in case one does not answer
+    #[arg(long = "to", value_name = "HTTP_ADDR", required = true)]
+    pub nodes: Vec<SocketAddr>,
+}
+
 #[derive(Debug, PartialEq, Eq, Args)]
 pub struct Add {
-    /// HTTP address of any node of the cluster
-    #[arg(long, value_name = "HTTP_ADDR")]
-    pub to: SocketAddr,
+    #[command(flatten)]
+    pub to: To,
     /// Number of the new node: one that no node of this cluster ever had
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     pub id: u64,
@@ -101,10 +110,24 @@ pub struct Replace {
 }
 
 #[derive(Debug, PartialEq, Eq, Args)]
+pub struct Move {
+    #[command(flatten)]
+    pub to: To,
+    /// Number of the node that moves
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    pub id: u64,
+    /// Address on which the node listens for its peers
+    #[arg(long, value_name = "ADDR")]
+    pub peers: SocketAddr,
+    /// Address on which the node serves HTTP, or the URL at which clients reach it
+    #[arg(long, value_name = "ADDR", value_parser = http_address)]
+    pub http: String,
+}
+
+#[derive(Debug, PartialEq, Eq, Args)]
 pub struct Remove {
-    /// HTTP address of any node of the cluster
-    #[arg(long, value_name = "HTTP_ADDR")]
-    pub to: SocketAddr,
+    #[command(flatten)]
+    pub to: To,
     /// Number of the node that leaves
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     pub id: u64,
@@ -484,9 +507,14 @@ mod tests {
         let create = Create { id: 2, data: "d".into() };
         assert_eq!(parsed("create --id 2 --data d"), Ok(Some(Mode::Create(create))));
         let [to, peers, http] = [1, 2, 3].map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
-        let new = Add { to, id: 4, peers, http: http.to_string() };
+        let new = Add { to: To { nodes: vec![to] }, id: 4, peers, http: http.to_string() };
         let line = "replace --old 2 --to 127.0.0.1:1 --id 4 --peers 127.0.0.1:2 --http 127.0.0.1:3";
         assert_eq!(parsed(line), Ok(Some(Mode::Replace(Replace { old: 2, new }))));
+        let line = "move --to 127.0.0.1:1 --to 127.0.0.1:4 --id 2 --peers 127.0.0.1:2 \
+                    --http https://two.example/";
+        let to = To { nodes: vec![to, SocketAddr::from(([127, 0, 0, 1], 4))] };
+        let moved = Move { to, id: 2, peers, http: "https://two.example".to_owned() };
+        assert_eq!(parsed(line), Ok(Some(Mode::Move(moved))));
         let node = served("--peer 2=127.0.0.1:3,127.0.0.1:4 --peer 3=127.0.0.1:5,127.0.0.1:6");
         assert_eq!((node.id, node.peers.len(), node.exit_with_parent), (1, 2, false));
         assert_eq!(node.peers[0].http, "127.0.0.1:4");

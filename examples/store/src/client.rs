@@ -112,8 +112,8 @@ impl Client {
                     }
                     continue;
                 }
-                Ok(Answered::Rejected) | Err(_) if is_read => {}
-                Ok(Answered::Rejected) | Err(Lost::NotApplied) => {
+                Ok(Answered::Rejected | Answered::Away(_)) | Err(_) if is_read => {}
+                Ok(Answered::Rejected | Answered::Away(_)) | Err(Lost::NotApplied) => {
                     self.assume_leader(guess, guess + 1)
                 }
                 Err(Lost::Unknown) => {
@@ -196,10 +196,12 @@ impl Client {
             StatusCode::TEMPORARY_REDIRECT => {
                 let leader = header(LOCATION).and_then(|location| location.parse::<Uri>().ok());
                 let leader = leader.as_ref().and_then(Uri::authority);
-                match leader.and_then(|authority| authority.as_str().parse().ok()) {
-                    Some(address) => Ok(Answered::Elsewhere(address)),
-                    None => Ok(Answered::Rejected),
-                }
+                let address = leader.and_then(|authority| authority.as_str().parse().ok());
+                Ok(match (address, header(LOCATION)) {
+                    (Some(address), _) => Answered::Elsewhere(address),
+                    (None, Some(location)) => Answered::Away(location.to_owned()),
+                    (None, None) => Answered::Rejected,
+                })
             }
             StatusCode::SERVICE_UNAVAILABLE => Ok(Answered::Rejected),
             // An answer: as much is stored as there is room for.
@@ -220,6 +222,9 @@ pub enum Answered {
     Reply(Reply),
     /// A redirect to the leader at this address; nothing was changed.
     Elsewhere(SocketAddr),
+    /// A redirect to the leader at a URL that this client does not follow: of a proxy, for example;
+    /// nothing was changed.
+    Away(String),
     /// The node cannot serve the request now; nothing was changed.
     Rejected,
 }

@@ -113,6 +113,19 @@ impl Cluster {
         Ok(id)
     }
 
+    /// Chooses other addresses for node `id`, which it has when it is started next.
+    ///
+    /// # Errors
+    /// Where no port is free.
+    pub fn relocate(&mut self, id: u64) -> io::Result<()> {
+        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let other = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        if let Some(node) = self.nodes.iter_mut().find(|node| node.id == id) {
+            (node.peers, node.http) = (free.local_addr()?, other.local_addr()?);
+        }
+        Ok(())
+    }
+
     /// Ends node `id`, which the cluster has removed, and forgets it.
     ///
     /// # Errors

@@ -337,12 +337,18 @@ impl App {
     /// Refuses what would make the data more than its limit. A journal that is full stops its node,
     /// and the others at nearly the same entry; deletes make room, and are never refused.
     fn has_room_for(&self, command: &Command) -> Result<(), Failure> {
-        let leads = {
-            let status = self.raft.status();
-            let status = status.borrow();
-            status.leader == Some(status.id)
-        };
-        if leads { room_for(command, self.kv.read().stored_bytes(), self.max_data) } else { Ok(()) }
+        if self.leads() {
+            room_for(command, self.kv.read().stored_bytes(), self.max_data)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Whether this node leads, as far as it knows.
+    pub fn leads(&self) -> bool {
+        let status = self.raft.status();
+        let status = status.borrow();
+        status.leader == Some(status.id)
     }
 
     /// Waits until this node leads or can reach the leader. False when the deadline passes first.

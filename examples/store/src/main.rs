@@ -7,19 +7,19 @@
 //! store create --id 1 --data FOLDER
 //! store serve --id 1 --listen ADDR --http ADDR --data FOLDER --peer ID=ADDR,HTTP_ADDR …
 //! store replace --old 2 --to HTTP_ADDR --id 4 --peers ADDR --http ADDR
+//! store move --to HTTP_ADDR --id 2 --peers ADDR --http ADDR
 //! store soak --minutes 10
 //! store --shards 16      the store in shards: a node is added, a hot shard is split, under load
 //! ```
 
 use std::error::Error;
-use std::net::SocketAddr;
 use std::process::ExitCode;
 
 use clap::Parser;
-use store::args::{self, Add, Cli, Mode, Remove, Replace, Shards};
+use store::args::{self, Add, Cli, Mode, Move, Remove, Replace, Shards, To};
 #[cfg(feature = "demo")]
 use store::demo;
-use store::members::{self, Added, Wanted};
+use store::members::{self, Placed, Wanted};
 use store::node::{self, Stopped};
 use store::{log, shards, up};
 
@@ -37,9 +37,21 @@ fn main() -> ExitCode {
         #[cfg(not(feature = "demo"))]
         None => Ok(()),
         Some(Mode::Up(up)) => on_runtime(up::run(&up)),
-        Some(Mode::Add(new)) => on_runtime(ask(new.to, Some(&new), None)),
-        Some(Mode::Replace(Replace { old, new })) => on_runtime(ask(new.to, Some(&new), Some(old))),
-        Some(Mode::Remove(Remove { to, id })) => on_runtime(ask(to, None, Some(id))),
+        Some(Mode::Add(Add { to, id, peers, http })) => {
+            let add = Some(Placed { id, peers, http });
+            on_runtime(ask(to, Wanted { add, ..Wanted::default() }))
+        }
+        Some(Mode::Replace(Replace { old, new: Add { to, id, peers, http } })) => {
+            let (add, remove) = (Some(Placed { id, peers, http }), Some(old));
+            on_runtime(ask(to, Wanted { add, remove, ..Wanted::default() }))
+        }
+        Some(Mode::Move(Move { to, id, peers, http })) => {
+            let moved = Some(Placed { id, peers, http });
+            on_runtime(ask(to, Wanted { moved, ..Wanted::default() }))
+        }
+        Some(Mode::Remove(Remove { to, id })) => {
+            on_runtime(ask(to, Wanted { remove: Some(id), ..Wanted::default() }))
+        }
         Some(Mode::Shards(Shards { to, wanted })) => on_runtime(shards::cli::run(to, wanted)),
         Some(Mode::Create(create)) => node::create(create.id, &create.data),
         Some(Mode::Serve(serve)) => match args::check(&serve) {
@@ -64,9 +76,8 @@ fn main() -> ExitCode {
 }
 
 /// Asks a cluster for other members, and says who they are then.
-async fn ask(to: SocketAddr, new: Option<&Add>, remove: Option<u64>) -> Result<(), Box<dyn Error>> {
-    let add = new.map(|new| Added { id: new.id, peers: new.peers, http: new.http.clone() });
-    let members = members::ask(to, &Wanted { add, remove }).await?;
+async fn ask(to: To, wanted: Wanted) -> Result<(), Box<dyn Error>> {
+    let members = members::ask(&to.nodes, &wanted).await?;
     println!("voters: {:?}, learners: {:?}", members.voters, members.learners);
     Ok(())
 }

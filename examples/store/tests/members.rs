@@ -2,8 +2,10 @@
 
 mod support;
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Output;
+use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::{Method, StatusCode};
@@ -15,9 +17,9 @@ use store::demo::{
     load::{Load, Shape},
 };
 #[cfg(feature = "demo")]
-use store::members::{self, Added, Wanted};
+use store::members::{self, Placed, Wanted};
 
-use support::{ask_until, program};
+use support::{ask, ask_until, program, wait_until};
 
 async fn put(client: &Client, key: &str) {
     let value = Bytes::from_static(b"kept");
@@ -119,6 +121,83 @@ async fn a_node_is_added_and_removed_by_one_command_each() {
     assert_eq!(refused.status.code(), Some(2));
 }
 
+/// Runs `store VERB --to NODE … --id …`. What it said, and whether it has succeeded.
+async fn run(verb: &str, to: &[SocketAddr], named: &[String]) -> (bool, String) {
+    let mut command = tokio::process::Command::new(program());
+    command.arg(verb).args(named).kill_on_drop(true);
+    for node in to {
+        command.args(["--to", &node.to_string()]);
+    }
+    let output = tokio::time::timeout(Duration::from_secs(60), command.output()).await;
+    let output = output.expect("the command ends within a minute").unwrap();
+    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// A slip of the number does not take a healthy node out.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_add_does_not_move_a_member_and_a_move_can_be_corrected() {
+    let folder = tempfile::tempdir().unwrap();
+    let cluster = started(folder.path());
+    let leader = cluster.leader(&cluster.client()).await.unwrap().id;
+    let follower = leader % 3 + 1;
+    let http = |id: u64| cluster.addresses()[id as usize - 1].1;
+    let elsewhere = |id: u64, http: &str| {
+        let words = ["--id", &id.to_string(), "--peers", "127.0.0.1:1", "--http", http];
+        words.map(str::to_owned)
+    };
+    let redirect = || ask(http(follower), "PUT", "/kv/a", "", "1").unwrap();
+    let leads_at = |address: &str| {
+        let raw = redirect();
+        raw.status == 307 && raw.headers["location"] == format!("http://{address}/kv/a")
+    };
+    for id in [leader, follower] {
+        let (done, said) = run("add", &[http(follower)], &elsewhere(id, "127.0.0.1:2")).await;
+        assert!(!done && said.contains("409"), "{said}");
+        assert!(said.contains(&format!("node {id} is a member at")), "{said}");
+        // Asked again for what is so already.
+        let (done, said) = run("add", &[http(follower)], &words(&cluster, id)).await;
+        assert!(done, "{said}");
+    }
+    assert!(leads_at(&http(leader).to_string()), "{:?}", redirect());
+    let (done, said) = run("move", &[http(follower)], &elsewhere(9, "127.0.0.1:2")).await;
+    assert!(!done && said.contains("node 9 is no member"), "{said}");
+
+    // The operator says so, and is wrong. The others send clients to where nobody is.
+    let mut wrong = words(&cluster, leader);
+    wrong[5] = "127.0.0.1:1".to_owned();
+    let (done, said) = run("move", &[http(follower)], &wrong).await;
+    assert!(done, "{said}");
+    wait_until("the follower knows the new address", || leads_at("127.0.0.1:1"));
+    let (done, said) = run("move", &[http(follower)], &words(&cluster, leader)).await;
+    assert!(!done && said.contains("the leader is said to be at 127.0.0.1:1"), "{said}");
+    // Any of those that were named may lead.
+    let (done, said) = run("move", &[http(follower), http(leader)], &words(&cluster, leader)).await;
+    assert!(done, "{said}");
+    wait_until("the follower knows the old address", || leads_at(&http(leader).to_string()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_moves_to_other_addresses() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut cluster = started(folder.path());
+    let client = cluster.client();
+    let leader = cluster.leader(&client).await.unwrap().id;
+    let (moved, third) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    cluster.end(moved).await.unwrap();
+    cluster.relocate(moved).unwrap();
+    let to = cluster.addresses()[leader as usize - 1].1;
+    let (done, said) = run("move", &[to], &words(&cluster, moved)).await;
+    assert!(done, "{said}");
+    cluster.start(moved).unwrap();
+    let client = cluster.client();
+    put(&client, "/kv/moved").await;
+    // It counts: without the third node it is half of the majority.
+    cluster.kill(third).await.unwrap();
+    put(&client, "/kv/counts").await;
+    let http = cluster.addresses()[moved as usize - 1].1;
+    assert_eq!(ask_until(http, "/kv/counts", |raw| raw.status == 200).body, "kept");
+}
+
 /// One node after the other leaves and a new one takes its place, under load and with the leader
 /// among them: no acknowledged write is lost, and the history is linearizable.
 #[cfg(feature = "demo")]
@@ -142,9 +221,9 @@ async fn all_nodes_are_replaced_under_load() {
         let http_of = |of: u64| cluster.addresses().into_iter().find(|(id, _)| *id == of);
         let (to, http) = (http_of(leader).unwrap().1, http_of(id).unwrap().1);
         let peers = cluster.peer_address(id).unwrap();
-        let wanted =
-            Wanted { add: Some(Added { id, peers, http: http.to_string() }), remove: Some(old) };
-        let members = members::ask(to, &wanted).await.unwrap();
+        let add = Some(Placed { id, peers, http: http.to_string() });
+        let wanted = Wanted { add, remove: Some(old), ..Wanted::default() };
+        let members = members::ask(&[to], &wanted).await.unwrap();
         assert!(members.voters.contains(&id) && !members.voters.contains(&old), "{members:?}");
         cluster.retire(old).await.unwrap();
         cluster.no_crash().unwrap();

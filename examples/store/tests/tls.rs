@@ -9,7 +9,7 @@ use hyper::{Method, StatusCode};
 use store::client::{Answered, Client};
 use store::cluster::Cluster;
 use store::demo::certs::{self, Authority};
-use store::members::{self, Added, Wanted};
+use store::members::{self, Placed, Wanted};
 use tokio::time::{Instant, sleep};
 
 async fn put(client: &Client, key: &str) {
@@ -144,9 +144,9 @@ async fn a_node_is_replaced_over_tls_by_one_that_has_a_certificate() {
     let other = tempfile::tempdir().unwrap();
     Authority::new().unwrap().equip(&mut cluster, other.path(), id).unwrap();
     cluster.start(id).unwrap();
-    let wanted =
-        Wanted { add: Some(Added { id, peers, http: http.to_string() }), remove: Some(old) };
-    let replaced = tokio::spawn(async move { members::ask(to, &wanted).await });
+    let add = Some(Placed { id, peers, http: http.to_string() });
+    let wanted = Wanted { add, remove: Some(old), ..Wanted::default() };
+    let replaced = tokio::spawn(async move { members::ask(&[to], &wanted).await });
     said(&cluster, leader, &format!("peer={id}"), 1).await;
     let deadline = Instant::now() + Duration::from_secs(5);
     let asked = client.send_to(to, &Method::GET, "/members", None, Bytes::new(), deadline).await;

@@ -20,7 +20,7 @@ use self::load::{Load, Shape};
 use crate::client::Client;
 use crate::cluster::Cluster;
 use crate::log::print;
-use crate::members::{self, Added, Wanted};
+use crate::members::{self, Placed, Wanted};
 
 /// Length of each part of the demo.
 const PART: Duration = Duration::from_secs(5);
@@ -106,9 +106,9 @@ async fn replace_a_follower(
         return Err("a node without an address".into());
     };
     let peers = cluster.peer_address(id).ok_or("a node without an address")?;
-    let wanted =
-        Wanted { add: Some(Added { id, peers, http: http.to_string() }), remove: Some(old) };
-    members::ask(to, &wanted).await?;
+    let add = Some(Placed { id, peers, http: http.to_string() });
+    let wanted = Wanted { add, remove: Some(old), ..Wanted::default() };
+    members::ask(&[to], &wanted).await?;
     cluster.retire(old).await?;
     Ok(old)
 }

@@ -139,7 +139,8 @@ impl Router {
                 Ok(Answered::Reply(reply)) => return Ok(reply),
                 Err(Lost::Unknown) if !is_repeatable => return Err(Lost::Unknown),
                 Err(Lost::Unknown) => lost = Lost::Unknown,
-                Ok(Answered::Elsewhere(_) | Answered::Rejected) | Err(Lost::NotApplied) => {}
+                Ok(Answered::Elsewhere(_) | Answered::Away(_) | Answered::Rejected)
+                | Err(Lost::NotApplied) => {}
             }
             // The next attempt goes to another node of the shard, by the newest map.
             self.leaders.write().remove(&target.shard);
