@@ -43,6 +43,7 @@ use crate::kv::{Answer, Command, Condition, Kv, MAX_KEY_BYTES, MAX_VALUE_BYTES};
 use crate::members::{self, AddressBook};
 use crate::metrics::{self, Metrics};
 use crate::observe::Peers;
+use crate::room::{Full, Room, propose};
 use crate::traffic::{Freshness, Traffic};
 
 /// Header of a stale answer: the log index of the last command that the answer shows.
@@ -83,8 +84,8 @@ pub struct App {
     /// Last index that was known to be committed when this process started. Until it is applied,
     /// the node shows less than it did before the restart.
     pub commit_at_start: u64,
-    /// How many bytes of keys and values may be stored.
-    pub max_data: u64,
+    /// For keys and values.
+    pub room: Arc<Room>,
     pub traffic: Traffic,
     pub freshness: Freshness,
 }
@@ -275,34 +276,12 @@ async fn status(State(app): Shared) -> Json<NodeStatus> {
     })
 }
 
-/// How long a write waits before it is proposed again to a leader that is busy.
-const BUSY_WAIT: Duration = Duration::from_millis(50);
-
-/// Proposes a command, again while the leader takes none: its journal has little room until a
-/// snapshot has been taken, for example. The command is in no log then.
-pub(crate) async fn propose(
-    raft: &Raft,
-    command: Bytes,
-    within: Duration,
-) -> Result<Bytes, ProposeError> {
-    let until = Instant::now() + within;
-    loop {
-        match raft.propose(command.clone()).await {
-            Err(ProposeError::Busy) if Instant::now() < until => {
-                tokio::time::sleep(BUSY_WAIT).await;
-            }
-            answer => return answer,
-        }
-    }
-}
-
 impl App {
     /// Proposes a command and turns its result into an HTTP answer.
     async fn change(&self, uri: &Uri, command: &Command) -> Result<Response, Failure> {
-        self.has_room_for(command)?;
         let until = Instant::now() + LEADER_WAIT;
         let answer = loop {
-            match propose(&self.raft, command.encode(), self.timeout).await {
+            match self.propose(command).await? {
                 Ok(answer) => break answer,
                 Err(ProposeError::NotLeader { leader }) => {
                     let reachable = leader.filter(|leader| self.peers.is_up(*leader));
@@ -334,13 +313,18 @@ impl App {
         }
     }
 
-    /// Refuses what would make the data more than its limit. A journal that is full stops its node,
-    /// and the others at nearly the same entry; deletes make room, and are never refused.
-    fn has_room_for(&self, command: &Command) -> Result<(), Failure> {
-        if self.leads() {
-            room_for(command, self.kv.read().stored_bytes(), self.max_data)
-        } else {
-            Ok(())
+    /// Proposes a command once there is room for what it adds to the data.
+    async fn propose(&self, command: &Command) -> Result<Result<Bytes, ProposeError>, Failure> {
+        let settled = self.room.settle(&self.raft, self.timeout).await;
+        settled.map_err(|error| Failure::unavailable(error.to_string()))?;
+        match self.room.reserve(command, || self.kv.read().stored_bytes()) {
+            Ok(room) => Ok(propose(&self.raft, command.encode(), self.timeout, room).await),
+            Err(full) if self.leads() => Err(full.into()),
+            // Whether there is room is for the leader to say.
+            Err(_) => {
+                let leader = self.raft.status().borrow().leader;
+                Ok(Err(ProposeError::NotLeader { leader }))
+            }
         }
     }
 
@@ -467,6 +451,12 @@ impl Failure {
     }
 }
 
+impl From<Full> for Failure {
+    fn from(error: Full) -> Self {
+        Self::rejected(StatusCode::INSUFFICIENT_STORAGE, error.to_string())
+    }
+}
+
 impl From<PathRejection> for Failure {
     fn from(error: PathRejection) -> Self {
         Self::rejected(error.status(), error.body_text())
@@ -510,17 +500,6 @@ pub(crate) fn valid_key(key: Key) -> Result<Bytes, Failure> {
         return Err(Failure::bad_request(KEY_RULE));
     }
     Ok(key.into())
-}
-
-/// Refuses a command that would make data of `stored` bytes more than `max`.
-pub(crate) fn room_for(command: &Command, stored: u64, max: u64) -> Result<(), Failure> {
-    match command {
-        Command::Put { key, value, .. } if stored + (key.len() + value.len()) as u64 > max => {
-            let error = format!("{stored} bytes are stored, of at most {max}: delete some keys");
-            Err(Failure::rejected(StatusCode::INSUFFICIENT_STORAGE, error))
-        }
-        _ => Ok(()),
-    }
 }
 
 pub(crate) fn etag(version: u64) -> String {

@@ -20,6 +20,11 @@ const PAIR_BYTES: u64 = 16;
 const _: () = assert!(CHUNK_BYTES <= MAX_CHUNK_BYTES);
 const _: () = assert!(MAX_KEY_BYTES + MAX_VALUE_BYTES + 25 <= MAX_CHUNK_BYTES);
 
+/// Bytes of a pair in a snapshot.
+pub fn pair_bytes(key: &[u8], value: &[u8]) -> u64 {
+    (key.len() + value.len()) as u64 + PAIR_BYTES
+}
+
 /// A value and the version that the last write gave it. Versions are log indexes: they only grow,
 /// and a key that was deleted and written again never repeats one.
 #[derive(Debug, Clone, PartialEq, Eq)]

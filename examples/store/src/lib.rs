@@ -9,6 +9,7 @@
 //! | `node.rs` | wires journal, network and raft together | cluster id, limits |
 //! | `metrics.rs` | Prometheus text | what you count |
 //! | `observe.rs`, `disk.rs`, `log.rs` | the log: peers, elections, slow disks | |
+//! | `room.rs` | keeps the data below its limit | |
 //! | `listen.rs` | bounds what clients may take: connections, time for a request | |
 //! | `tls.rs` | certificates of the node, read again at SIGHUP | |
 //! | `traffic.rs` | requests under way, and the end of a node | |
@@ -35,6 +36,7 @@ pub mod members;
 pub mod metrics;
 pub mod node;
 pub mod observe;
+pub mod room;
 pub mod shards;
 pub mod tls;
 pub mod traffic;

@@ -153,7 +153,7 @@ fn record_state(app: &App) {
     set("store_keys", keys as f64);
     set("store_data_bytes", bytes as f64);
     set("store_stored_bytes", stored as f64);
-    set("store_max_data_bytes", app.max_data as f64);
+    set("store_max_data_bytes", app.room.max() as f64);
     set("store_memory_bytes", memory_bytes() as f64);
 
     let count = |name: &'static str, value: u64| counter!(name).absolute(value);

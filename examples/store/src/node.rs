@@ -27,6 +27,7 @@ use crate::machine::Machine;
 use crate::members::{AddressBook, Connecting};
 use crate::metrics::Metrics;
 use crate::observe::{self, Peers};
+use crate::room::Room;
 use crate::tls;
 use crate::traffic::{Freshness, Traffic};
 
@@ -195,7 +196,7 @@ async fn run(node: Serve) -> Result<(), Box<dyn Error>> {
         timeout: node.timing.request_timeout,
         disk_stall: node.timing.disk_stall,
         commit_at_start: raft.status().borrow().commit,
-        max_data: node.limits.max_data(),
+        room: Room::new(node.limits.max_data()),
         traffic: Traffic::default(),
         freshness: Freshness::default(),
     });

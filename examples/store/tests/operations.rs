@@ -153,6 +153,33 @@ async fn a_store_that_is_full_takes_deletes_and_answers_reads() {
     cluster.end_all().await.unwrap();
 }
 
+/// What is on its way when a write comes counts as what is stored.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_store_is_not_filled_beyond_its_limit_by_many_writes_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut cluster = Cluster::new(program(), folder.path(), 1).unwrap();
+    cluster.set_options(&["--max-bytes=64MiB", "--snapshot-after=2MiB", "--keep-entries=4"]);
+    cluster.start_all().unwrap();
+    cluster.leader(&cluster.client()).await.unwrap();
+    let node = cluster.addresses()[0].1;
+    let value = "v".repeat(512 << 10);
+    let put = |key: usize| ask(node, "PUT", &format!("/kv/{key}"), "", &value).unwrap().status;
+    // Of 42 that fit.
+    for key in 0..36 {
+        assert_eq!(put(key), 204, "{key}");
+    }
+    let statuses: Vec<u16> = std::thread::scope(|scope| {
+        let writers: Vec<_> = (36..76).map(|key| scope.spawn(move || put(key))).collect();
+        writers.into_iter().map(|writer| writer.join().unwrap()).collect()
+    });
+    assert!(statuses.iter().all(|status| [204, 507].contains(status)), "{statuses:?}");
+    assert!(statuses.contains(&204) && statuses.contains(&507), "{statuses:?}");
+    let value = |name| metric(node, name).unwrap();
+    let (stored, max) = (value("store_stored_bytes"), value("store_max_data_bytes"));
+    assert!(stored <= max, "{stored} bytes of at most {max}");
+    cluster.end_all().await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_redirect_names_a_leader_that_is_known_to_be_gone() {
     let mut store = Store::start().await;

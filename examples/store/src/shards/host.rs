@@ -18,6 +18,7 @@ use crate::args::Serve;
 use crate::client::Client;
 use crate::members::AddressBook;
 use crate::node::CLUSTER;
+use crate::room::Room;
 
 /// The group that replicates the map.
 pub const MAP_GROUP: u64 = 0;
@@ -60,8 +61,9 @@ pub struct Host {
     /// Requests to other nodes.
     pub client: Client,
     pub load: Mutex<Load>,
-    /// Bytes of the pairs of all shards here, as they were in the last round.
-    pub stored: AtomicU64,
+    /// For the pairs of all shards here: they are in one journal. What this node leads reserves its
+    /// room; the writes of other leaders are counted when they are applied here.
+    pub room: Arc<Room>,
     /// Turns of the shards that change their members.
     pub moves: Semaphore,
     /// The shards of which a replica could not be started or deleted, and why.
@@ -80,6 +82,7 @@ impl Host {
         map: Raft,
         routes: watch::Receiver<Arc<Routes>>,
     ) -> Self {
+        let room = Room::new(serve.limits.max_data());
         Self {
             serve,
             node,
@@ -89,7 +92,7 @@ impl Host {
             routes,
             client: Client::new(Vec::new()).with_reply_limit(MAX_MAP_BYTES),
             load: Mutex::default(),
-            stored: AtomicU64::default(),
+            room,
             moves: Semaphore::new(MOVES_AT_ONCE),
             failures: Mutex::default(),
             replicas: RwLock::default(),
@@ -112,6 +115,11 @@ impl Host {
 
     pub fn replicas(&self) -> Vec<(u64, Arc<Replica>)> {
         self.replicas.read().iter().map(|(id, replica)| (*id, replica.clone())).collect()
+    }
+
+    /// Bytes of the pairs of all shards here.
+    pub fn stored_bytes(&self) -> u64 {
+        self.replicas.read().values().map(|replica| replica.shard.read().stored_bytes()).sum()
     }
 
     /// Whether a node that this one knows has gone silent.

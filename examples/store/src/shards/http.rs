@@ -46,8 +46,9 @@ use super::place::place;
 use super::reconcile::step;
 use super::shard::Found;
 use super::state::{self, ShardState};
-use crate::http::{Failure, Key, condition, etag, propose, room_for, valid_key};
+use crate::http::{Failure, Key, condition, etag, valid_key};
 use crate::kv::{self, Answer, Condition, MAX_VALUE_BYTES};
+use crate::room::propose;
 use crate::traffic::Traffic;
 
 pub const SHARD: HeaderName = HeaderName::from_static("store-shard");
@@ -282,21 +283,22 @@ async fn read(
 impl App {
     async fn write(&self, asked: &Asked, write: kv::Command) -> Response {
         let host = &self.host;
-        let (stored, max) = (host.stored.load(Ordering::Relaxed), host.serve.limits.max_data());
-        let has_room = room_for(&write, stored, max);
         let mut next = asked.target(host);
         for _ in 0..ATTEMPTS {
             let Some((shard, epoch)) = next else { return asked.by_map(host) };
             let Some(replica) = host.replica(shard) else { return asked.by_map(host) };
-            // All shards of a node are in one journal. Another node leads: that one says so.
-            if let Err(failure) = &has_room
-                && replica.leads()
-            {
-                return failure.clone().into_response();
-            }
             let command = Command::Write { epoch, id: asked.id, write: write.clone() };
             let within = host.serve.timing.request_timeout;
-            let answer = match propose(&replica.raft, command.encode(), within).await {
+            let proposed = match host.room.reserve(&write, || host.stored_bytes()) {
+                Ok(room) => propose(&replica.raft, command.encode(), within, room).await,
+                Err(full) if replica.leads() => return Failure::from(full).into_response(),
+                // Whether there is room is for the leader to say.
+                Err(_) => {
+                    let leader = replica.raft.status().borrow().leader;
+                    Err(ProposeError::NotLeader { leader })
+                }
+            };
+            let answer = match proposed {
                 Ok(answer) => answer,
                 Err(ProposeError::NotLeader { leader }) => {
                     return match leader {

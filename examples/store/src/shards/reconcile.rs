@@ -7,7 +7,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -53,12 +52,9 @@ pub async fn run(host: Arc<Host>) {
             tracing::warn!(%error, "the first shard map was not written");
         }
         replicas(&host).await;
-        let mut stored = 0;
         for (shard, replica) in host.replicas() {
-            stored += replica.shard.read().stored_bytes();
             tasks.drive(&host, shard, &replica);
         }
-        host.stored.store(stored, Ordering::Relaxed);
     }
 }
 
