@@ -12,7 +12,7 @@
 //! | `GET /status` | this node's view of the cluster, as JSON |
 //! | `GET /members`, `POST /members` | who belongs to the cluster, see [`members`] |
 //!
-//! A version is the `ETag` of a value. 404 (no such key) and 412 (another version) are answers. A
+//! A version is the `ETag` of a value, with its quotes: others are 400. 404 (no such key) and 412 (another version) are answers. A
 //! request that failed gets `{"error", "outcome"}`, where `outcome` is `not_applied` (safe to send
 //! again) or `unknown` (it may have happened, or happen later). A node that is not the leader
 //! answers a write with 307 and the leader's address (`curl -L`), if it can reach the leader
@@ -506,25 +506,64 @@ pub(crate) fn etag(version: u64) -> String {
     format!("\"{version}\"")
 }
 
-/// Parses `If-Match: "VERSION"`, `If-Match: *` or `If-None-Match: *`.
+/// Parses `If-Match: "VERSION"`, `If-Match: *` or `If-None-Match: *`. An entity tag is quoted (RFC
+/// 9110, section 8.8.3); of the others only those that this store gives out are taken.
 pub(crate) fn condition(headers: &HeaderMap) -> Result<Condition, Failure> {
-    match (headers.get(IF_MATCH), headers.get(IF_NONE_MATCH)) {
+    let one_of_all =
+        || Failure::bad_request("either If-Match: \"VERSION\" or * or If-None-Match: *");
+    let only = |name| {
+        let mut all = headers.get_all(name).iter();
+        let first = all.next();
+        // Several lines are a list.
+        if all.next().is_some() { Err(one_of_all()) } else { Ok(first) }
+    };
+    match (only(IF_MATCH)?, only(IF_NONE_MATCH)?) {
         (None, None) => Ok(Condition::Always),
         (None, Some(star)) if star == "*" => Ok(Condition::Absent),
         (Some(star), None) if star == "*" => Ok(Condition::Present),
         (Some(tag), None) => {
-            let version = tag.to_str().ok().and_then(|tag| tag.trim_matches('"').parse().ok());
-            let wrong =
-                || Failure::bad_request("If-Match takes one version (an ETag of this key) or *");
-            version.map(Condition::Version).ok_or_else(wrong)
+            let wrong = "If-Match takes one version in quotes (an ETag of this key) or *";
+            let version = tag.to_str().ok().and_then(version_of);
+            version.map(Condition::Version).ok_or_else(|| Failure::bad_request(wrong))
         }
-        _ => Err(Failure::bad_request("either If-Match: \"VERSION\" or * or If-None-Match: *")),
+        _ => Err(one_of_all()),
     }
+}
+
+/// The version in an entity tag that [`etag`] has made.
+fn version_of(tag: &str) -> Option<u64> {
+    let version = tag.strip_prefix('"')?.strip_suffix('"')?.parse().ok()?;
+    (etag(version) == tag).then_some(version)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_version_is_an_entity_tag_as_it_was_given_out() {
+        let of = |lines: &[(HeaderName, &str)]| {
+            let lines = lines.iter().map(|(name, value)| (name.clone(), value.parse().unwrap()));
+            let mut headers = HeaderMap::new();
+            for (name, value) in lines {
+                headers.append(name, value);
+            }
+            condition(&headers).map_err(|failure| failure.status)
+        };
+        assert_eq!(of(&[(IF_MATCH, "\"12\"")]), Ok(Condition::Version(12)));
+        assert_eq!(of(&[(IF_MATCH, "*")]), Ok(Condition::Present));
+        assert_eq!(of(&[(IF_NONE_MATCH, "*")]), Ok(Condition::Absent));
+        assert_eq!(of(&[]), Ok(Condition::Always));
+        let wrong =
+            ["12", "+5", "\"+5\"", "\"05\"", "\"5", "5\"", "\"\"5\"\"", "\"", "\"\"", "W/\"5\""];
+        for tag in wrong.into_iter().chain(["\"1\", \"2\"", "\"18446744073709551616\"", ""]) {
+            assert_eq!(of(&[(IF_MATCH, tag)]), Err(StatusCode::BAD_REQUEST), "{tag}");
+        }
+        for second in [(IF_MATCH, "\"2\""), (IF_NONE_MATCH, "*")] {
+            let both = [(IF_MATCH, "\"1\""), second];
+            assert_eq!(of(&both), Err(StatusCode::BAD_REQUEST), "{both:?}");
+        }
+    }
 
     #[test]
     fn a_redirect_goes_where_clients_reach_the_leader() {

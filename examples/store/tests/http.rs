@@ -78,6 +78,7 @@ async fn a_write_may_ask_that_the_key_exists() {
     let missing = put("if-match: *\r\n");
     assert_eq!((missing.status, missing.headers.get("etag")), (412, None));
     assert_eq!(put("if-match: \"7\"\r\n").status, 412);
+    assert_eq!(put("if-match: +7\r\n").status, 400);
     assert_eq!(put("if-none-match: *\r\n").status, 204);
     let held = put("if-none-match: *\r\n");
     assert_eq!(held.status, 412);
