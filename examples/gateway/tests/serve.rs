@@ -6,7 +6,8 @@ use std::process::{Output, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 use support::{Backend, PATIENCE, ask, get_ok, until};
-use tokio::io::{AsyncBufReadExt, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader, Lines};
+use tokio::net::TcpListener;
 use tokio::process::{Child, ChildStderr, Command};
 use tokio::time::timeout;
 
@@ -145,6 +146,28 @@ async fn requests_under_way_end_after_sigterm_and_the_status_is_0() {
     assert_eq!(slow.await.expect("answered"), "a /slow");
     assert_eq!(process.status().await, Some(0));
     assert!(ask(address, "/x", "").await.is_err(), "nobody listens any more");
+}
+
+/// A request that hangs is waited for, but not after a second signal.
+#[tokio::test]
+async fn a_second_signal_ends_the_waiting() {
+    let hanging = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+    let mut backend = Backend::start("a").await;
+    backend.address = hanging.local_addr().expect("bound");
+    let mut process = Process::start(&file(&backend));
+    let _admin = process.address("administrative address").await;
+    let address = process.address("listening").await;
+    let asking = tokio::spawn(async move { ask(address, "/x", "").await });
+    let (mut taken, _) = timeout(PATIENCE, hanging.accept()).await.expect("asked").expect("taken");
+    let mut line = [0; 6];
+    taken.read_exact(&mut line).await.expect("a request");
+    assert_eq!(&line, b"GET /x");
+    process.signal(Signal::TERM);
+    process.line("draining").await;
+    process.signal(Signal::INT);
+    process.line("second signal: not waiting any longer").await;
+    assert_eq!(process.status().await, Some(0));
+    assert!(!asking.await.expect("ended").is_ok_and(|answer| answer.status == 200));
 }
 
 /// The new pools have no healthy backend: the reload waits for their checks, and the signal does

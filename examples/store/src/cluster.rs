@@ -275,6 +275,14 @@ impl Cluster {
         self.take(id)?.kill().await
     }
 
+    /// Sends SIGTERM to node `id`.
+    ///
+    /// # Errors
+    /// The node is not running.
+    pub fn terminate(&self, id: u64) -> io::Result<()> {
+        signal(self.process(id)?, Signal::TERM)
+    }
+
     /// Sends SIGTERM to node `id`, and waits until the process has ended.
     ///
     /// # Errors
@@ -283,9 +291,8 @@ impl Cluster {
     /// # Cancel safety
     /// Dropping the future kills the process.
     pub async fn end(&mut self, id: u64) -> io::Result<()> {
-        let process = self.take(id)?;
-        signal(&process, Signal::TERM)?;
-        has_ended(id, process).await
+        self.terminate(id)?;
+        has_ended(id, self.take(id)?).await
     }
 
     /// Sends SIGTERM to every node, and waits until all have ended.

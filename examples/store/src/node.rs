@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use parking_lot::RwLock;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
@@ -157,6 +157,7 @@ pub fn serve(node: Serve) -> Result<(), Box<dyn Error>> {
 }
 
 async fn run(node: Serve) -> Result<(), Box<dyn Error>> {
+    let mut signals = Signals::listen()?;
     let metrics = Metrics::install()?;
     let http = TcpListener::bind(node.http).await;
     let http = http.map_err(|source| cannot_listen("--http", node.http, source))?;
@@ -206,23 +207,24 @@ async fn run(node: Serve) -> Result<(), Box<dyn Error>> {
     observers.spawn(observe::disk(app.clone()));
     observers.spawn(observe::freshness(app.clone()));
 
-    let (drain, drained) = oneshot::channel::<()>();
+    let (hang_up, hung_up) = oneshot::channel::<()>();
     let (router, connections) = (http::router(app.clone()), listen::Limits::default());
-    let server = listen::serve(http, router, connections, async { drop(drained.await) });
+    let server = listen::serve(http, router, connections, async { drop(hung_up.await) });
     let server = tokio::spawn(server);
     let (http, peers) = (http_address, listen_address);
     tracing::info!(node = node.id, %http, %peers, "the node serves");
 
     let ended = tokio::select! {
-        () = shutdown_signal() => Ok(()),
+        () = signals.recv() => Ok(()),
         () = parent_exited(node.exit_with_parent) => Ok(()),
         reason = stopped(&raft) => Err(reason),
     };
     observers.shutdown().await;
-    let until = Instant::now() + if ended.is_ok() { node.drain } else { Duration::ZERO };
+    let drain = if ended.is_ok() { node.drain } else { Duration::ZERO };
+    let mut ending = Ending { until: Instant::now() + drain, signals };
     if ended.is_ok() {
         tracing::info!(node = node.id, "ending: taking no new requests");
-        drain_and_hand_over(until, &app.traffic, hand_over(&raft)).await;
+        ending.drain_and_hand_over(&app.traffic, hand_over(&raft)).await;
     }
     // This node still answers its clients with 503 until it has ended.
     raft.shutdown().await;
@@ -230,10 +232,10 @@ async fn run(node: Serve) -> Result<(), Box<dyn Error>> {
     let refuse = async {
         app.traffic.wait_until_quiet().await;
         // The connections that remain are idle: close them.
-        drop(drain);
+        drop(hang_up);
         server.await
     };
-    bounded(until, refuse).await;
+    ending.wait(refuse).await;
     let closed = journal.close();
     match ended {
         Ok(()) => {
@@ -274,27 +276,55 @@ async fn hand_over(raft: &Raft) {
     }
 }
 
-/// Takes no new requests, hands over, and waits for those in flight until the deadline, or until a
-/// second SIGTERM or Ctrl-C.
-///
-/// Most requests in flight are answered within moments, and by the leader that they asked. Some
-/// take long, though: while they are waited for, this node takes no writes, and no other node could
-/// if this one still led.
-pub(crate) async fn drain_and_hand_over(
-    until: Instant,
-    traffic: &Traffic,
-    hand_over: impl Future<Output = ()>,
-) {
-    let work = async {
-        let _ = timeout_at(until.min(Instant::now() + MOMENT), traffic.drain()).await;
-        hand_over.await;
-        if timeout_at(until, traffic.drain()).await.is_err() {
-            tracing::warn!("the drain time is over: requests in flight are cut off");
+/// How long a node that ends waits for what is under way.
+pub(crate) struct Ending {
+    /// The deadline: now, once a second signal has come.
+    pub(crate) until: Instant,
+    /// Have given the first one.
+    pub(crate) signals: Signals,
+}
+
+impl Ending {
+    /// Takes no new requests, hands over, and waits for those in flight.
+    ///
+    /// Most requests in flight are answered within moments, and by the leader that they asked. Some
+    /// take long, though: while they are waited for, this node takes no writes, and no other node
+    /// could if this one still led.
+    pub(crate) async fn drain_and_hand_over(
+        &mut self,
+        traffic: &Traffic,
+        hand_over: impl Future<Output = ()>,
+    ) {
+        let until = self.until;
+        let work = async {
+            let _ = timeout_at(until.min(Instant::now() + MOMENT), traffic.drain()).await;
+            hand_over.await;
+            by(until, traffic.drain()).await;
+        };
+        self.unless_cut(work).await;
+    }
+
+    /// Waits for `work` until the deadline.
+    pub(crate) async fn wait<T>(&mut self, work: impl Future<Output = T>) {
+        self.unless_cut(by(self.until, work)).await;
+    }
+
+    /// Waits for `work`, or until a second SIGTERM or Ctrl-C, after which nothing is waited for.
+    async fn unless_cut(&mut self, work: impl Future<Output = ()>) {
+        tokio::select! {
+            () = work => {}
+            () = self.signals.recv() => {
+                tracing::warn!("second signal: not waiting any longer");
+                self.until = Instant::now();
+            }
         }
-    };
-    tokio::select! {
-        () = work => {}
-        () = shutdown_signal() => tracing::warn!("second signal: requests in flight are cut off"),
+    }
+}
+
+/// Waits for `work` until the deadline.
+async fn by<T>(until: Instant, work: impl Future<Output = T>) {
+    if timeout_at(until, work).await.is_err() {
+        tracing::warn!("the drain time is over: requests in flight are cut off");
     }
 }
 
@@ -302,16 +332,6 @@ pub(crate) async fn drain_and_hand_over(
 pub(crate) fn must_be_rebuilt(reason: &StopReason) -> bool {
     let lost = [HaltReason::Damaged, HaltReason::LogLost, HaltReason::Inconsistent];
     reason.halted().is_some_and(|reason| lost.contains(&reason))
-}
-
-/// Waits for `work` until the deadline, or until a second SIGTERM or Ctrl-C.
-pub(crate) async fn bounded<T>(until: Instant, work: impl Future<Output = T>) {
-    tokio::select! {
-        ended = timeout_at(until, work) => if ended.is_err() {
-            tracing::warn!("the drain time is over: requests in flight are cut off");
-        },
-        () = shutdown_signal() => tracing::warn!("second signal: requests in flight are cut off"),
-    }
 }
 
 /// Opens the data of this node. Never creates data.
@@ -384,19 +404,23 @@ pub(crate) async fn stopped(raft: &Raft) -> StopReason {
     }
 }
 
-/// Returns at SIGTERM or Ctrl-C.
-pub(crate) async fn shutdown_signal() {
-    let terminated = async {
-        match signal(SignalKind::terminate()) {
-            Ok(mut signal) => drop(signal.recv().await),
-            Err(_) => std::future::pending().await,
+/// SIGTERM and Ctrl-C. None is lost between two calls of [`recv`](Self::recv).
+pub(crate) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    pub(crate) fn listen() -> std::io::Result<Self> {
+        let terminate = signal(SignalKind::terminate())?;
+        Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    pub(crate) async fn recv(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
-    };
-    tokio::select! {
-        () = terminated => {}
-        interrupted = tokio::signal::ctrl_c() => if interrupted.is_err() {
-            std::future::pending::<()>().await;
-        },
     }
 }
 

@@ -119,6 +119,26 @@ async fn a_leader_that_ends_hands_over_before_it_waits_for_a_slow_client() {
     assert!(answer.starts_with("HTTP/1.1 307"), "the slow one was in flight: {answer}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_second_signal_ends_the_wait_for_a_slow_client() {
+    for options in [&["--drain=1440m"][..], &["--drain=1440m", "--shards=1"]] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut cluster = Cluster::new(program(), folder.path(), 1).unwrap();
+        cluster.set_options(options);
+        cluster.start_all().unwrap();
+        let node = cluster.addresses()[0].1;
+        ask_until(node, "/ready", |raw| raw.status == 200);
+        let slow = Slow::put(node, "/kv/slow");
+        cluster.terminate(1).unwrap();
+        ask_until(node, "/kv/a", |raw| raw.body.contains("the node is shutting down"));
+        // With status 0.
+        cluster.end(1).await.unwrap();
+        let log = cluster.log(1);
+        assert!(log.contains("second signal: not waiting any longer"), "{options:?}: {log}");
+        drop(slow);
+    }
+}
+
 /// As much as the journal has room for, and then no node has died, and there is a way back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_store_that_is_full_takes_deletes_and_answers_reads() {

@@ -19,7 +19,7 @@ use super::reconcile;
 use crate::args::Serve;
 use crate::listen;
 use crate::members::{AddressBook, Connecting};
-use crate::node::{self, GOODBYE, RAFT_SERVICE, Stopped};
+use crate::node::{self, Ending, GOODBYE, RAFT_SERVICE, Signals, Stopped};
 use crate::traffic::Traffic;
 
 /// Between two looks whether the replica of a shard has stopped.
@@ -35,6 +35,7 @@ pub fn serve(node: Serve) -> Result<(), Box<dyn Error>> {
 }
 
 async fn run(serve: Serve) -> Result<(), Box<dyn Error>> {
+    let mut signals = Signals::listen()?;
     let listener = TcpListener::bind(serve.http).await;
     let listener = listener.map_err(|source| node::cannot_listen("--http", serve.http, source))?;
     let http = listener.local_addr()?;
@@ -73,20 +74,20 @@ async fn run(serve: Serve) -> Result<(), Box<dyn Error>> {
     tracing::info!(node = id, %http, %peers, "the node serves");
 
     let ended = tokio::select! {
-        () = node::shutdown_signal() => Ok(()),
+        () = signals.recv() => Ok(()),
         () = node::parent_exited(exits) => Ok(()),
         reason = node::stopped(&map) => Err(reason),
         reason = a_shard_stopped(&host) => Err(reason),
     };
     tasks.shutdown().await;
-    let until = Instant::now() + drain_time;
+    let mut ending = Ending { until: Instant::now() + drain_time, signals };
     if ended.is_ok() {
-        node::drain_and_hand_over(until, &app.traffic, hand_over(&host)).await;
+        ending.drain_and_hand_over(&app.traffic, hand_over(&host)).await;
     }
     groups.shutdown().await;
     tcp.shutdown(Instant::now() + GOODBYE).await;
     drop(drain);
-    node::bounded(until, async { drop(server.await) }).await;
+    ending.wait(server).await;
     let closed = journal.close();
     match ended {
         Ok(()) => Ok(closed?),
