@@ -78,7 +78,7 @@ pub(crate) async fn serve(serve: &Serve) -> Result<(), Error> {
         addresses.insert(*id, *address);
     }
     let config = voussoir_net::Config::new(CLUSTER);
-    let tcp = Tcp::bind(serve.id, serve.listen, Arc::new(addresses), config).await?;
+    let tcp = Tcp::prepare(serve.id, serve.listen, Arc::new(addresses), config).await?;
     let transport = NetTransport::new(Arc::new(tcp.clone()), RAFT_SERVICE)?;
     let nodes: Vec<u64> = serve.peers.iter().map(|(id, _)| *id).chain([serve.id]).collect();
 
@@ -88,6 +88,8 @@ pub(crate) async fn serve(serve: &Serve) -> Result<(), Error> {
     let raft = Raft::start(config, Arc::new(log), machine, Arc::new(transport)).await?;
     let group = RaftLocks::start(raft.clone(), replica);
     LockServer::serve(&tcp, LOCK_SERVICE, group.clone())?;
+    // Both services are there: peers may connect.
+    tcp.open();
     // Every process is a client of whichever leads the group, itself included.
     let locks = NetLocks::with_local(Arc::new(tcp.clone()), LOCK_SERVICE, nodes, group);
     let candidate = Candidate { node: serve.id, ledger: serve.ledger, lease };

@@ -184,6 +184,8 @@ async fn run(node: Serve) -> Result<(), Box<dyn Error>> {
     let raft = raft.map_err(|error| Stopped::at_start(&node.data, error))?;
     let members = raft.members().borrow().clone();
     not_alone(&node, &members)?;
+    // Raft takes messages: peers may connect.
+    tcp.open();
 
     let app = Arc::new(App {
         raft: raft.clone(),
@@ -359,7 +361,7 @@ fn journal_options(limits: &Limits) -> Config {
     options
 }
 
-/// Opens the transport to the peers.
+/// The transport to the peers. It takes no connection before [`Tcp::open`].
 pub(crate) async fn connect(
     node: &Serve,
     book: &AddressBook,
@@ -367,10 +369,10 @@ pub(crate) async fn connect(
     let config = voussoir_net::Config::new(CLUSTER);
     let addresses = Arc::new(book.peers.clone());
     let bound = match tls::load(&node.tls)? {
-        None => Tcp::bind(node.id, node.listen, addresses, config).await,
+        None => Tcp::prepare(node.id, node.listen, addresses, config).await,
         Some(tls) => {
             tokio::spawn(tls::reload_at_hangup(tls.clone(), node.tls.clone()));
-            Tcp::bind_tls(node.id, node.listen, addresses, config, tls).await
+            Tcp::prepare_tls(node.id, node.listen, addresses, config, tls).await
         }
     };
     let tcp = match bound {

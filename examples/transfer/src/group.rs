@@ -95,13 +95,15 @@ impl Group {
             addresses.insert(*id, *address);
         }
         let config = voussoir_net::Config::new(CLUSTER);
-        let tcp = Tcp::bind(node, listen, Arc::new(addresses), config).await?;
+        let tcp = Tcp::prepare(node, listen, Arc::new(addresses), config).await?;
         let transport = NetTransport::new(Arc::new(tcp.clone()), RAFT_SERVICE)?;
         let nodes: Vec<u64> = member.peers.iter().map(|(id, _)| *id).chain([node]).collect();
         let decisions = Decisions::new();
         let machine = Box::new(DecisionMachine::new(decisions.clone()));
         let config = Config::new(node, nodes);
         let raft = Raft::start(config, Arc::new(log), machine, Arc::new(transport)).await?;
+        // Raft takes messages: peers may connect.
+        tcp.open();
         Ok(Self { raft, decisions, tcp, journal })
     }
 

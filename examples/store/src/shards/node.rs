@@ -59,6 +59,8 @@ async fn run(serve: Serve) -> Result<(), Box<dyn Error>> {
     config.group = MAP_GROUP;
     let map = groups.start_group(config, Arc::new(map_log), Box::new(machine)).await;
     let map = map.map_err(|error| Stopped::at_start(&serve.data, error))?;
+    // Group 0 takes messages, and the others are started by its map: peers may connect.
+    tcp.open();
 
     let (id, drain_time) = (serve.id, serve.drain);
     let (data, exits) = (serve.data.clone(), serve.exit_with_parent);
