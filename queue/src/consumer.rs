@@ -546,7 +546,7 @@ impl Consumer {
                 Err(GroupRejected::TooManyMembers | GroupRejected::UnknownMember) => {
                     self.lose_all();
                     self.check_replaced()?;
-                    self.join(BTreeSet::new())?;
+                    self.join(0, BTreeSet::new())?;
                 }
                 // A transaction of records that are returned now would name a generation that is
                 // over by then.
@@ -570,16 +570,16 @@ impl Consumer {
                     if is_cooperative {
                         self.adopt(generation, &keep);
                     }
-                    self.join(keep)?;
+                    self.join(generation, keep)?;
                 }
             }
         }
     }
 
-    fn join(&mut self, owned: BTreeSet<Place>) -> Result<(), ConsumeError> {
+    fn join(&mut self, generation: u32, owned: BTreeSet<Place>) -> Result<(), ConsumeError> {
         let Some(membership) = &mut self.membership else { return Ok(()) };
         membership.is_told = false;
-        match membership.group.join(membership.member, &self.config, owned) {
+        match membership.group.join(membership.member, generation, &self.config, owned) {
             Ok(member) => membership.member = Some(member),
             // It was removed, or replaced, while it awaited its commit.
             Err(GroupRejected::UnknownMember) => self.lose_all(),

@@ -264,12 +264,13 @@ impl Group {
     pub(crate) fn join(
         self: &Arc<Self>,
         member: Option<MemberId>,
+        generation: u32,
         config: &ConsumerConfig,
         owned: BTreeSet<Place>,
     ) -> Result<MemberId, GroupRejected> {
         let topics = config.topics.iter().map(|topic| topic.as_str().into()).collect();
         let instance = config.instance.as_deref().map(Into::into);
-        let joined = self.step(Input::Join { member, instance, topics, owned })?;
+        let joined = self.step(Input::Join { member, generation, instance, topics, owned })?;
         joined.ok_or(GroupRejected::UnknownMember)
     }
 

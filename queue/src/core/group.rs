@@ -34,9 +34,15 @@ pub(crate) struct Times {
 #[derive(Clone, Debug)]
 pub(crate) enum Input {
     /// A member that is new, or takes part in a rebalance. `owned` is what it goes on working on.
+    ///
+    /// A request may come twice, the second time in a later rebalance, before which the member has
+    /// been given more than `owned`. So a join of a known member counts for the rebalance in which
+    /// it was told to join ([`Standing::MustJoin`]); in any other one it is a heartbeat.
     Join {
         /// `None` for a new member, which is told its id by [`Coordinator::step`].
         member: Option<MemberId>,
+        /// The generation that a known member was told with [`Standing::MustJoin`].
+        generation: u32,
         /// A static member: takes over from the one that had this name.
         instance: Option<Arc<str>>,
         topics: BTreeSet<Arc<str>>,
@@ -167,8 +173,13 @@ impl Coordinator {
     ) -> Result<Option<MemberId>, GroupRejected> {
         self.expire(now);
         match input {
-            Input::Join { member, instance, topics, owned } => {
-                return self.join(now, member, instance, topics, owned).map(Some);
+            Input::Join { member: Some(member), generation, topics, owned, .. } => {
+                self.join(now, member, generation, topics, owned)?;
+                self.try_complete(now);
+                return Ok(Some(member));
+            }
+            Input::Join { member: None, instance, topics, .. } => {
+                return self.take_in(now, instance, topics).map(Some);
             }
             Input::Heartbeat { member } => self.member(member)?.heard_at = now,
             Input::Leave { member } => {
@@ -251,27 +262,36 @@ impl Coordinator {
     fn join(
         &mut self,
         now: u64,
-        member: Option<MemberId>,
-        instance: Option<Arc<str>>,
+        member: MemberId,
+        generation: u32,
         topics: BTreeSet<Arc<str>>,
         owned: BTreeSet<Place>,
-    ) -> Result<MemberId, GroupRejected> {
-        if let Some(id) = member {
-            let is_joining = matches!(self.phase, Phase::Joining { .. });
-            let known = self.member(id)?;
-            known.heard_at = now;
-            // A member keeps no more than it was given.
-            known.owned = owned.intersection(&known.given).cloned().collect();
-            let has_changed = known.topics != topics;
-            known.topics = topics;
-            if is_joining {
-                known.has_joined = true;
-            } else if has_changed {
-                self.unsettle(now);
-            }
-            self.try_complete(now);
-            return Ok(id);
+    ) -> Result<(), GroupRejected> {
+        let is_joining = matches!(self.phase, Phase::Joining { .. });
+        let known = self.member(member)?;
+        known.heard_at = now;
+        if generation != known.generation {
+            return Ok(());
         }
+        // A member keeps no more than it was given.
+        known.owned = owned.intersection(&known.given).cloned().collect();
+        let has_changed = known.topics != topics;
+        known.topics = topics;
+        if is_joining {
+            known.has_joined = true;
+        } else if has_changed {
+            self.unsettle(now);
+        }
+        Ok(())
+    }
+
+    /// Takes in a new member.
+    fn take_in(
+        &mut self,
+        now: u64,
+        instance: Option<Arc<str>>,
+        topics: BTreeSet<Arc<str>>,
+    ) -> Result<MemberId, GroupRejected> {
         let old = instance.as_ref().and_then(|instance| {
             let is_it = |member: &Member| member.instance.as_ref() == Some(instance);
             self.members.iter().find(|(_, member)| is_it(member)).map(|(id, _)| *id)

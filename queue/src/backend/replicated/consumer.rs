@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, timeout_at};
 
-use super::wire::{Beat, Member, Place as Placed, Request, Response};
+use super::wire::{Beat, Join, Member, Place as Placed, Request, Response};
 use super::{ATTEMPT, Cluster, NAME, READ_LEASE, beat_after, failure, unexpected};
 use crate::backend::{
     BackendError, Consumer, Delivery, Need, Output, Position, Received, Refused, Subscription,
@@ -47,8 +47,10 @@ pub(super) struct ReplicatedConsumer {
     /// group has another generation.
     is_over: bool,
     held: BTreeMap<Place, Held>,
-    /// What it tells its coordinator to go on reading, to take part in a rebalance.
-    owned: Option<Vec<u32>>,
+    /// What it tells its coordinator, to take part in a rebalance.
+    join: Option<Join>,
+    /// The generation in which it was told last that it has to join.
+    told: u32,
     /// A request that is on its way, and when it was begun. Kept beyond a poll that is dropped.
     asking: Option<(Instant, JoinHandle<Heard>)>,
     next_beat: Instant,
@@ -84,7 +86,8 @@ impl ReplicatedConsumer {
             generation: 0,
             is_over: false,
             held: BTreeMap::new(),
-            owned: None,
+            join: None,
+            told: 0,
             asking: None,
             next_beat: Instant::now(),
             reads_until: None,
@@ -111,7 +114,7 @@ impl ReplicatedConsumer {
             member: self.member,
             topics: self.subscription.topics.clone(),
             session_ms: self.session().as_millis() as u64,
-            owned: self.owned.clone().filter(|_| self.member.is_some()),
+            join: self.join.clone().filter(|_| self.member.is_some()),
         });
         // Where nothing is stored, a group that begins at the end begins where that is now.
         let mut ends = BTreeSet::new();
@@ -142,7 +145,7 @@ impl ReplicatedConsumer {
                     return Ok(self.let_go(generation, &partitions));
                 }
                 self.reads_until = Some(may_read);
-                self.owned = None;
+                self.join = None;
                 if self.adopt(generation, &partitions) {
                     self.next_beat = now + beat_after(self.session());
                 }
@@ -151,11 +154,11 @@ impl ReplicatedConsumer {
                 let is_new = self.member != member;
                 self.is_over |= is_new && self.generation > 0;
                 self.member = member;
-                self.owned = None;
+                self.join = None;
                 self.reads_until = Some(may_read).filter(|_| member.is_some() && !self.is_over);
             }
             Response::NoMember => {
-                (self.member, self.reads_until, self.owned) = (None, None, None);
+                (self.member, self.reads_until, self.join) = (None, None, None);
                 self.is_over = self.generation > 0;
                 self.next_beat = now;
             }
@@ -175,6 +178,7 @@ impl ReplicatedConsumer {
     /// Takes part in a rebalance with the partitions that it keeps. Returns whether it gives some
     /// up that it has returned records of: then it waits for the next poll.
     fn let_go(&mut self, generation: u32, partitions: &[(u32, Option<u64>)]) -> bool {
+        self.told = generation;
         if !self.is_over {
             // What it gives up it may still commit, in the generation that has begun.
             self.generation = generation;
@@ -189,13 +193,16 @@ impl ReplicatedConsumer {
         if !self.is_over {
             self.give_up(&going);
         }
-        self.owned = Some(if self.is_over {
-            Vec::new()
-        } else {
-            self.held.values().map(|held| held.cursor.number).collect()
-        });
-        self.next_beat = Instant::now();
+        self.join();
         false
+    }
+
+    /// Joins, with the next request, with what it goes on reading.
+    fn join(&mut self) {
+        let own = self.held.values().filter(|_| !self.is_over);
+        let owned = own.map(|held| held.cursor.number).collect();
+        self.join = Some(Join { generation: self.told, owned });
+        self.next_beat = Instant::now();
     }
 
     fn give_up(&mut self, going: &BTreeSet<Place>) {
@@ -507,8 +514,7 @@ impl Consumer for ReplicatedConsumer {
         if !self.going.is_empty() {
             let going = std::mem::take(&mut self.going);
             self.give_up(&going);
-            let numbers = self.held.values().map(|held| held.cursor.number);
-            (self.owned, self.next_beat) = (Some(numbers.collect()), now);
+            self.join();
         }
         // Why it may not read.
         let mut trouble = None;

@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
-use super::wire::{Beat, Member, Place, Request, Response};
+use super::wire::{Beat, Join, Member, Place, Request, Response};
 use super::{ATTEMPT, READ_LEASE, beat_after};
 use crate::config::{QueueConfig, TopicConfig};
 use crate::core::entry::{Change, Key, TopicEntry, Value};
@@ -343,7 +343,7 @@ impl Desk {
         staged: &mut StagedChanges,
         beat: Beat,
     ) -> Result<(String, Member), Response> {
-        let Beat { group, instance, member, topics, session_ms, owned } = beat;
+        let Beat { group, instance, member, topics, session_ms, join } = beat;
         let session = Duration::from_millis(session_ms);
         let is_known = reign.groups.contains_key(&group);
         if let Some(known) = reign.groups.get(&group)
@@ -365,20 +365,20 @@ impl Desk {
         if !is_known {
             self.coordinate(reign, &group, session)?;
         }
-        let place_of = |number| reign.place_of(number);
-        let owned: Option<BTreeSet<_>> =
-            owned.map(|numbers| numbers.into_iter().filter_map(place_of).collect());
         let topics: BTreeSet<Arc<str>> = topics.iter().map(|topic| topic.as_str().into()).collect();
-        let input = match (member, owned) {
+        let input = match (member, join) {
             (None, _) => Input::Join {
                 member: None,
+                generation: 0,
                 instance: Some(instance.as_str().into()),
                 topics,
                 owned: BTreeSet::new(),
             },
             (Some(Member { id, .. }), None) => Input::Heartbeat { member: id },
-            (Some(Member { id, .. }), Some(owned)) => {
-                Input::Join { member: Some(id), instance: None, topics, owned }
+            (Some(Member { id, .. }), Some(Join { generation, owned })) => {
+                let owned = owned.into_iter().filter_map(|number| reign.place_of(number));
+                let owned = owned.collect();
+                Input::Join { member: Some(id), generation, instance: None, topics, owned }
             }
         };
         let before = tickets.len();

@@ -1,4 +1,4 @@
-//! Requests from node to node and their answers, version 1. All integers are little-endian.
+//! Requests from node to node and their answers, version 2. All integers are little-endian.
 //!
 //! A request: version (1 byte), how long the caller waits in ms (4), kind (1), fields. An answer:
 //! version (1), kind (1), fields. A text is its length (2) and its UTF-8 bytes, a list its length
@@ -10,7 +10,8 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::core::group::MemberId;
 
-const VERSION: u8 = 1;
+/// 2 since a member that joins says in which generation.
+const VERSION: u8 = 2;
 
 /// A member of a group, unlike any that there ever was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,8 +33,18 @@ pub(super) struct Beat {
     pub(super) member: Option<Member>,
     pub(super) topics: Vec<String>,
     pub(super) session_ms: u64,
-    /// Numbers of the partitions that it goes on reading, to take part in a rebalance.
-    pub(super) owned: Option<Vec<u32>>,
+    /// To take part in a rebalance.
+    pub(super) join: Option<Join>,
+}
+
+/// How a member takes part in the rebalance that it was told of: the request may be sent again, and
+/// come in a later one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Join {
+    /// The generation that it was told with [`Place::must_join`].
+    pub(super) generation: u32,
+    /// Numbers of the partitions that it goes on reading.
+    pub(super) owned: Vec<u32>,
 }
 
 /// What a node asks another one, which leads what it is about.
@@ -172,8 +183,9 @@ impl Request {
                 put_member(&mut out, beat.member);
                 put_list(&mut out, &beat.topics, |out, topic| put_text(out, topic));
                 out.put_u64_le(beat.session_ms);
-                out.put_u8(u8::from(beat.owned.is_some()));
-                if let Some(owned) = &beat.owned {
+                out.put_u8(u8::from(beat.join.is_some()));
+                if let Some(Join { generation, owned }) = &beat.join {
+                    out.put_u32_le(*generation);
                     put_list(&mut out, owned, |out, number| out.put_u32_le(*number));
                 }
             }
@@ -215,7 +227,7 @@ impl Request {
         out.freeze()
     }
 
-    /// A request, and how long its caller waits. `None` for what no version 1 wrote.
+    /// A request, and how long its caller waits. `None` for what no version 2 wrote.
     pub(super) fn decode(mut input: Bytes) -> Option<(Self, Duration)> {
         let input = &mut input;
         if input.try_get_u8().ok()? != VERSION {
@@ -238,7 +250,11 @@ impl Request {
                 member: member(input)?,
                 topics: list(input, text)?,
                 session_ms: input.try_get_u64_le().ok()?,
-                owned: option(input, |input| list(input, |input| input.try_get_u32_le().ok()))?,
+                join: option(input, |input| {
+                    let generation = input.try_get_u32_le().ok()?;
+                    let owned = list(input, |input| input.try_get_u32_le().ok())?;
+                    Some(Join { generation, owned })
+                })?,
             }),
             5 => Self::Leave { group: text(input)?, member: member(input)?? },
             6 => Self::Commit {
@@ -318,7 +334,7 @@ impl Response {
         out.freeze()
     }
 
-    /// `None` for what no version 1 wrote.
+    /// `None` for what no version 2 wrote.
     pub(super) fn decode(mut input: Bytes) -> Option<Self> {
         let input = &mut input;
         if input.try_get_u8().ok()? != VERSION {
@@ -439,7 +455,7 @@ mod tests {
             member: Some(MEMBER),
             topics: vec!["a".to_owned(), "b".to_owned()],
             session_ms: 1_000,
-            owned: Some(vec![1, 2]),
+            join: Some(Join { generation: 3, owned: vec![1, 2] }),
         };
         vec![
             Request::Append { number: 3, batch: Bytes::from_static(b"batch") },
@@ -452,7 +468,7 @@ mod tests {
                 max_age_ms: u64::MAX,
             },
             Request::NewProducer,
-            Request::Beat(Beat { member: None, owned: None, ..beat.clone() }),
+            Request::Beat(Beat { member: None, join: None, ..beat.clone() }),
             Request::Beat(beat),
             Request::Leave { group: "g".to_owned(), member: MEMBER },
             Request::Commit { group: "g".to_owned(), generation: 9, offsets: vec![(1, 2), (3, 4)] },

@@ -12,7 +12,8 @@ use super::*;
 const SESSION: u64 = 1_000;
 const REBALANCE: u64 = 400;
 
-static SITUATIONS: [&str; 14] = [
+static SITUATIONS: [&str; 15] = [
+    "a request to join came again in a later rebalance",
     "a member crashed",
     "a member left",
     "a slow member was removed, and came back",
@@ -34,6 +35,8 @@ struct Client {
     member: Option<MemberId>,
     instance: Option<Arc<str>>,
     generation: u32,
+    /// The request by which it joined last, as a member that the group knows.
+    last_join: Option<Input>,
     /// The next record of each partition that it works on.
     positions: BTreeMap<Place, u64>,
     topics: BTreeSet<Arc<str>>,
@@ -133,6 +136,7 @@ impl<'a> World<'a> {
             member: None,
             instance,
             generation: 0,
+            last_join: None,
             positions: BTreeMap::new(),
             topics,
             next_poll: self.now + self.random.u64(0..50),
@@ -192,6 +196,7 @@ impl<'a> World<'a> {
     /// What the shell does in a poll.
     fn poll(&mut self, id: u64) {
         let Some(mut client) = self.clients.remove(&id) else { return };
+        self.join_again(&client);
         self.commit(&client);
         let standing = match client.member {
             Some(member) => {
@@ -213,6 +218,8 @@ impl<'a> World<'a> {
                 self.adopt(&mut client, generation, &places);
             }
             Ok(Standing::MustJoin { is_cooperative, generation, places }) => {
+                assert!(generation >= client.generation, "generations do not go back");
+                client.generation = generation;
                 if is_cooperative {
                     self.adopt(&mut client, generation, &places);
                     let kept = u64::from(!client.positions.is_empty());
@@ -232,11 +239,32 @@ impl<'a> World<'a> {
     fn join(&mut self, client: &mut Client) {
         let owned = client.positions.keys().cloned().collect();
         let (member, instance) = (client.member, client.instance.clone());
-        let topics = client.topics.clone();
-        match self.input(Input::Join { member, instance, topics, owned }) {
+        let (topics, generation) = (client.topics.clone(), client.generation);
+        let join = Input::Join { member, generation, instance, topics, owned };
+        client.last_join = member.map(|_| join.clone());
+        match self.input(join) {
             Ok(member) => client.member = member,
             Err(GroupRejected::TooManyMembers) => client.member = None,
             Err(other) => panic!("{other:?}"),
+        }
+    }
+
+    /// The answer to the latest request to join was lost, so it is sent again.
+    fn join_again(&mut self, client: &Client) {
+        let Some(join) = client.last_join.as_ref().filter(|_| self.random.u8(..4) == 0) else {
+            return;
+        };
+        let Input::Join { member: Some(member), generation, .. } = join else { return };
+        let standing = self.coordinator.standing(*member);
+        let is_late = match standing {
+            Ok(Standing::MustJoin { generation: told, .. }) => told != *generation,
+            _ => false,
+        };
+        let name = "a request to join came again in a later rebalance";
+        self.situations.add(name, u64::from(is_late));
+        let _ = self.input(join.clone());
+        if is_late {
+            assert_eq!(self.coordinator.standing(*member), standing, "it counts for another one");
         }
     }
 
@@ -408,6 +436,7 @@ fn only_topics_that_members_read_unsettle_a_group() {
     let mut group = Coordinator::new(Assignor::Range, times, 8, topics.clone());
     let join = Input::Join {
         member: None,
+        generation: 0,
         instance: None,
         topics: BTreeSet::from([topic(0)]),
         owned: BTreeSet::new(),

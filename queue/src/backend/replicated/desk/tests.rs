@@ -33,8 +33,14 @@ fn beat(group: &str, instance: &str, member: Option<Member>) -> Request {
         member,
         topics: vec!["t".to_owned()],
         session_ms: 10_000,
-        owned: None,
+        join: None,
     })
+}
+
+/// As [`beat`], of a member that was told in `generation` to join, and goes on reading `owned`.
+fn join(group: &str, instance: &str, member: Member, generation: u32, owned: &[u32]) -> Request {
+    let Request::Beat(beat) = beat(group, instance, Some(member)) else { unreachable!() };
+    Request::Beat(Beat { join: Some(Join { generation, owned: owned.to_vec() }), ..beat })
 }
 
 async fn placed(desk: &Arc<Desk>, request: Request) -> Place {
@@ -197,14 +203,10 @@ async fn a_deleted_topic_takes_along_what_is_stored_about_it_and_nothing_else() 
     assert!(matches!(foreign, Response::Rejected { .. }), "{foreign:?}");
     assert_eq!(create(&desk, "t", 1).await, Response::Done);
     // Ends: when the group has settled.
-    let place = loop {
-        let Request::Beat(mut beat) = beat("g", "one", Some(member)) else { unreachable!() };
-        beat.owned = Some(Vec::new());
-        let place = placed(&desk, Request::Beat(beat)).await;
-        if !place.must_join {
-            break place;
-        }
-    };
+    let mut place = placed(&desk, beat("g", "one", Some(member))).await;
+    while place.must_join {
+        place = placed(&desk, join("g", "one", member, place.generation, &[])).await;
+    }
     assert_eq!(place.partitions, [(4, None)], "it begins anew");
     for offset in 1..2_000 {
         let stored = ask(&desk, commit("g", place.generation, &[(4, offset)])).await;
@@ -332,4 +334,38 @@ async fn a_full_table_takes_nothing_new_and_all_else() {
     assert_eq!(ask(&desk, Request::ExpireGroups { unused_ms: 0 }).await, Response::Done);
     assert_eq!(create(&desk, "u", 1).await, Response::Done);
     placed(&desk, beat("new", "one", None)).await;
+}
+
+/// A partition moves in two rebalances. The request by which its owner joins the first one is sent
+/// again when the answer is lost, and comes in the second one: the owner reads the partition still.
+#[tokio::test(start_paused = true)]
+async fn a_request_to_join_that_comes_again_gives_nothing_away() {
+    let (_node, table) = table().await;
+    let desk = Desk::new(table, QueueConfig::default(), MAX_BYTES);
+    assert_eq!(create(&desk, "t", 2).await, Response::Done);
+    let a = placed(&desk, beat("g", "a", None)).await;
+    assert_eq!((a.generation, &a.partitions[..]), (1, &[(1, None), (2, None)][..]));
+    let Response::Waiting { member: Some(b) } = ask(&desk, beat("g", "b", None)).await else {
+        panic!("it waits for the other one")
+    };
+    let told = placed(&desk, beat("g", "a", Some(a.member))).await;
+    assert_eq!(told, Place { must_join: true, ..a.clone() });
+    let first = join("g", "a", a.member, told.generation, &[1, 2]);
+    let second = placed(&desk, first.clone()).await;
+    assert_eq!((second.must_join, second.generation), (true, 2));
+    let kept = second.partitions.clone();
+    assert_eq!(kept.len(), 1, "one of them is to move");
+    assert_eq!(placed(&desk, first.clone()).await, second, "it has not joined this one");
+    let b_told = placed(&desk, beat("g", "b", Some(b))).await;
+    assert!(b_told.must_join && b_told.generation == 2, "{b_told:?}");
+    let waits = Response::Waiting { member: Some(b) };
+    assert_eq!(ask(&desk, join("g", "b", b, 2, &[])).await, waits, "the owner has not let go");
+    // Now it has.
+    let settled = placed(&desk, join("g", "a", a.member, 2, &[kept[0].0])).await;
+    assert_eq!(settled, Place { must_join: false, generation: 3, ..second });
+    let moved = placed(&desk, beat("g", "b", Some(b))).await;
+    assert_eq!((moved.must_join, moved.partitions.len()), (false, 1));
+    assert_ne!(moved.partitions, kept);
+    // Nor does it begin another rebalance later on.
+    assert_eq!(placed(&desk, first).await, settled);
 }
