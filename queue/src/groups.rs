@@ -298,7 +298,7 @@ impl Group {
 
     /// Whether there is a static member of this name.
     pub(crate) fn has_instance(&self, instance: &str) -> bool {
-        self.inner.lock().coordinator.has_instance(instance)
+        self.inner.lock().coordinator.instance(instance).is_some()
     }
 
     pub(crate) fn members(&self) -> usize {

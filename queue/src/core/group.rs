@@ -237,9 +237,10 @@ impl Coordinator {
         self.members.is_empty()
     }
 
-    pub(crate) fn has_instance(&self, instance: &str) -> bool {
-        let mut instances = self.members.values().map(|member| member.instance.as_deref());
-        instances.any(|known| known == Some(instance))
+    /// The static member of this name.
+    pub(crate) fn instance(&self, instance: &str) -> Option<MemberId> {
+        let is_it = |member: &Member| member.instance.as_deref() == Some(instance);
+        self.members.iter().find(|(_, member)| is_it(member)).map(|(id, _)| *id)
     }
 
     pub(crate) fn members(&self) -> usize {
@@ -292,10 +293,7 @@ impl Coordinator {
         instance: Option<Arc<str>>,
         topics: BTreeSet<Arc<str>>,
     ) -> Result<MemberId, GroupRejected> {
-        let old = instance.as_ref().and_then(|instance| {
-            let is_it = |member: &Member| member.instance.as_ref() == Some(instance);
-            self.members.iter().find(|(_, member)| is_it(member)).map(|(id, _)| *id)
-        });
+        let old = instance.as_deref().and_then(|instance| self.instance(instance));
         if old.is_none() && self.members.len() >= self.max_members {
             return Err(GroupRejected::TooManyMembers);
         }

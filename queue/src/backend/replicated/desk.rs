@@ -366,6 +366,12 @@ impl Desk {
             self.coordinate(reign, &group, session)?;
         }
         let topics: BTreeSet<Arc<str>> = topics.iter().map(|topic| topic.as_str().into()).collect();
+        let join = join.filter(|_| member.is_some());
+        // The name is of one consumer. One that is a member has asked before, and this request was
+        // sent again, or was late: to take its own place would give what it reads to others.
+        let coordinator = reign.groups.get(&group).map(|group| &group.coordinator);
+        let known = coordinator.and_then(|coordinator| coordinator.instance(&instance));
+        let member = member.map(|member| member.id).or(known);
         let input = match (member, join) {
             (None, _) => Input::Join {
                 member: None,
@@ -374,8 +380,8 @@ impl Desk {
                 topics,
                 owned: BTreeSet::new(),
             },
-            (Some(Member { id, .. }), None) => Input::Heartbeat { member: id },
-            (Some(Member { id, .. }), Some(Join { generation, owned })) => {
+            (Some(id), None) => Input::Heartbeat { member: id },
+            (Some(id), Some(Join { generation, owned })) => {
                 let owned = owned.into_iter().filter_map(|number| reign.place_of(number));
                 let owned = owned.collect();
                 Input::Join { member: Some(id), generation, instance: None, topics, owned }
@@ -393,12 +399,8 @@ impl Desk {
             }
         })?;
         let coordinator = reign.groups.get(&group).map_or(0, |group| group.number);
-        let member = match (joined, member) {
-            (Some(id), _) => Member { term: reign.term, coordinator, id },
-            (None, Some(member)) => member,
-            (None, None) => return Err(Response::NoMember),
-        };
-        Ok((group, member))
+        let id = joined.or(member).ok_or(Response::NoMember)?;
+        Ok((group, Member { term: reign.term, coordinator, id }))
     }
 
     /// Whether the table takes no new entries any more. Those that there are can be changed, and

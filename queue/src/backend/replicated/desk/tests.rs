@@ -369,3 +369,21 @@ async fn a_request_to_join_that_comes_again_gives_nothing_away() {
     // Nor does it begin another rebalance later on.
     assert_eq!(placed(&desk, first).await, settled);
 }
+
+/// The first request of a member was held up on its way, and sent again: it reads by then.
+#[tokio::test(start_paused = true)]
+async fn a_member_does_not_take_its_own_place() {
+    let (_node, table) = table().await;
+    let desk = Desk::new(table, QueueConfig::default(), MAX_BYTES);
+    assert_eq!(create(&desk, "t", 2).await, Response::Done);
+    let a = placed(&desk, beat("g", "a", None)).await;
+    assert_eq!(placed(&desk, beat("g", "a", None)).await, a);
+    let Response::Waiting { member: Some(b) } = ask(&desk, beat("g", "b", None)).await else {
+        panic!("it waits for the other one")
+    };
+    assert_eq!(placed(&desk, beat("g", "a", None)).await, Place { must_join: true, ..a.clone() });
+    let waits = Response::Waiting { member: Some(b) };
+    assert_eq!(ask(&desk, beat("g", "b", None)).await, waits);
+    assert_eq!(ask(&desk, beat("g", "b", Some(b))).await, waits, "the other one reads all of it");
+    assert_eq!(placed(&desk, beat("g", "a", Some(a.member))).await.member, a.member);
+}
