@@ -59,6 +59,8 @@ struct Membership {
     member: Option<MemberId>,
     /// Of what `cursors` are. 0 while nothing was given.
     generation: u32,
+    /// It was a member with a generation, has lost its place, and has no other generation yet.
+    is_former: bool,
     failures_seen: u64,
     /// The caller has been told that it is about to lose partitions.
     is_told: bool,
@@ -133,6 +135,7 @@ impl Queue {
                     changes,
                     member: None,
                     generation,
+                    is_former: false,
                     failures_seen,
                     is_told: false,
                     is_replaced: false,
@@ -239,7 +242,8 @@ impl Consumer {
     }
 
     /// Stores how far the consumer has read: all records that polls have returned count as done.
-    /// The commit begins with the call; the future may be dropped.
+    /// The commit begins with the call; the future may be dropped. Of a member that has lost its
+    /// place it is rejected, also when nothing is left to store.
     pub fn commit(&mut self) -> CommitFuture {
         let result = match self.config.guarantee {
             Guarantee::ExactlyOnce => Err(CommitError::Guarantee {
@@ -559,7 +563,7 @@ impl Consumer {
                 }
                 Ok(Standing::MustJoin { is_cooperative, generation, places }) => {
                     // What it gives up it may still commit, in the generation that has begun.
-                    membership.generation = generation;
+                    membership.enter(generation);
                     let keep = if is_cooperative { places } else { BTreeSet::new() };
                     self.give_up_untold(&keep);
                     let gives_up = self.cursors.keys().any(|place| !keep.contains(place));
@@ -628,7 +632,7 @@ impl Consumer {
     fn adopt(&mut self, generation: u32, places: &BTreeSet<Place>) {
         self.cursors.retain(|place, _| places.contains(place));
         if let Some(membership) = &mut self.membership {
-            membership.generation = generation;
+            membership.enter(generation);
         }
         for place in places {
             if !self.cursors.contains_key(place) {
@@ -655,6 +659,7 @@ impl Consumer {
         self.cursors.clear();
         if let Some(membership) = &mut self.membership {
             let was_member = membership.member.take().is_some();
+            membership.is_former |= membership.generation > 0;
             membership.generation = 0;
             if let Some(instance) = &self.config.instance {
                 membership.is_replaced |= was_member && membership.group.has_instance(instance);
@@ -709,7 +714,10 @@ impl Consumer {
             Ok((offsets, bytes))
         });
         match sized {
-            Ok((offsets, _)) if offsets.offsets.is_empty() => drop(sender.send(Ok(()))),
+            // Nothing was ever given, or there is nobody to be given anything instead.
+            Ok((offsets, _)) if offsets.offsets.is_empty() && self.has_no_generation() => {
+                drop(sender.send(Ok(())));
+            }
             Ok((offsets, bytes)) => {
                 let shared = Arc::clone(&self.queue.shared);
                 let plan = move |view: View<'_>| {

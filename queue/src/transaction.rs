@@ -305,7 +305,8 @@ pub(crate) fn plan_offsets(
     let current = view.group(&group).generation;
     match offsets.generation {
         None if groups.has_members(&group) => return Err(CommitError::GroupActive { group }),
-        Some(generation) if generation != current => {
+        // 0 is of no generation.
+        Some(generation) if generation == 0 || generation != current => {
             return Err(CommitError::StaleGeneration { group, generation, current });
         }
         _ => {}

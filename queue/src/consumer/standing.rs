@@ -10,7 +10,22 @@ use crate::core::group::Standing;
 use crate::error::{CommitError, ConsumeError};
 use crate::transaction::GroupOffsets;
 
+impl Membership {
+    /// What it reads is of this generation from now on, 0 for none.
+    pub(super) fn enter(&mut self, generation: u32) {
+        self.generation = generation;
+        self.is_former &= generation == 0;
+    }
+}
+
 impl Consumer {
+    /// Whether no generation says if it may commit: it is a reader without membership, or a member
+    /// that has not been given anything yet. One that has lost its place is neither.
+    pub(super) fn has_no_generation(&self) -> bool {
+        let membership = self.membership.as_ref();
+        membership.is_none_or(|membership| membership.generation == 0 && !membership.is_former)
+    }
+
     /// Stores where the group begins in partitions that it begins to read at their end: else who is
     /// given one next would begin at its end of that time, and what came in between would be
     /// nobody's. Returns whether records may be returned: not when another generation has begun.
