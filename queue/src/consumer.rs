@@ -483,12 +483,14 @@ impl Consumer {
         let group = self
             .membership
             .as_mut()
-            .map(|membership| (membership.group.next_deadline(), &mut membership.changes));
-        let (group_deadline, mut changes) = match group {
-            Some((deadline, changes)) => (deadline, Some(changes)),
-            None => (None, None),
+            .map(|Membership { group, changes, .. }| (group.next_deadline(), group, changes));
+        let (group_deadline, heartbeat, mut changes) = match group {
+            // The time-outs of the group are those of its first member.
+            Some((deadline, group, changes)) => {
+                (deadline, Some(Instant::now() + group.heartbeat), Some(changes))
+            }
+            None => (None, None, None),
         };
-        let heartbeat = changes.is_some().then(|| Instant::now() + self.config.session_timeout / 3);
         let until = deadline.into_iter().chain(group_deadline).chain(heartbeat).min();
         let cursors = &mut self.cursors;
         let woken = async {
@@ -518,8 +520,10 @@ impl Consumer {
             Some(until) => match tokio::time::timeout_at(until, woken).await {
                 Ok(result) => Ok(result?),
                 Err(_elapsed) => {
-                    if let Some(Membership { group, .. }) = &self.membership {
-                        let _ = group.step(Input::Tick);
+                    if let Some(Membership { group, member, .. }) = &self.membership {
+                        // Who waits is not silent.
+                        let beat = member.map(|member| Input::Heartbeat { member });
+                        let _ = group.step(beat.unwrap_or(Input::Tick));
                     }
                     Ok(())
                 }

@@ -130,6 +130,8 @@ pub(crate) struct Group {
     /// Counts what members may wait for.
     changed: watch::Sender<u64>,
     began: Instant,
+    /// How often a member that waits in a poll says that it is there.
+    pub(crate) heartbeat: Duration,
 }
 
 struct Inner {
@@ -204,6 +206,7 @@ impl Groups {
             inner: Mutex::new(inner),
             changed: watch::Sender::new(0),
             began: Instant::now(),
+            heartbeat: config.session_timeout / 3,
         });
         by_name.insert(name, Arc::downgrade(&group));
         Ok(group)

@@ -169,3 +169,31 @@ async fn a_back_end_commits_nothing_of_what_a_failing_poll_has_lost() {
     assert!(matches!(error, BackendError::Lost { .. }), "{error}");
     quick.commit().await.expect("it is the member");
 }
+
+/// The time-outs of a group are those of its first member: another one keeps to them.
+#[tokio::test(start_paused = true)]
+async fn a_member_that_is_polled_all_the_time_stays() {
+    let queue = open(8);
+    topic(&queue, "t", 2).await;
+    let config = member(Guarantee::AtLeastOnce);
+    let mut slower = config.clone();
+    slower.session_timeout = 300 * SECOND;
+    let mut one = queue.consumer(config).expect("a consumer");
+    let mut two = queue.consumer(slower).expect("a consumer");
+    let mut told = Told::default();
+    for _ in 0..60 {
+        told.poll(&mut one).await;
+        told.poll(&mut two).await;
+    }
+    let generations = (one.generation(), two.generation());
+    assert_eq!((one.assignment().len(), two.assignment().len()), (1, 1));
+    let until = tokio::time::Instant::now() + 300 * SECOND;
+    let poll = async |consumer: &mut Consumer| {
+        while tokio::time::Instant::now() < until {
+            let polled = consumer.poll(60 * SECOND).await.expect("a poll");
+            assert_eq!(polled.lost, []);
+        }
+    };
+    tokio::join!(poll(&mut one), poll(&mut two));
+    assert_eq!((one.generation(), two.generation()), generations, "nobody was silent");
+}
