@@ -24,11 +24,13 @@ use crate::queue::{Queue, SMALL_BYTES, TopicPartition, gone};
 use crate::transaction::{GroupOffsets, OFFSET_BYTES, plan_offsets};
 
 pub(crate) mod cursor;
+mod news;
 mod standing;
 #[cfg(feature = "stream")]
 mod stream;
 
 use cursor::Cursor;
+use news::News;
 #[cfg(feature = "stream")]
 pub use stream::RecordStream;
 
@@ -68,13 +70,6 @@ struct Membership {
     is_replaced: bool,
 }
 
-#[derive(Debug, Default)]
-struct News {
-    assigned: Vec<TopicPartition>,
-    revoking: Vec<TopicPartition>,
-    lost: Vec<TopicPartition>,
-}
-
 /// A record, and where it is from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -98,7 +93,8 @@ pub struct Polled {
     /// Partitions that the next poll gives up: commit what was done with them before. Only for
     /// [`Guarantee::Manual`] and [`Guarantee::ExactlyOnce`]; otherwise the consumer commits.
     pub revoking: Vec<TopicPartition>,
-    /// Partitions that are lost already: another member may work on them, commits are rejected.
+    /// Partitions that are lost already: another member may work on them, commits are rejected. Or
+    /// their topic was deleted.
     pub lost: Vec<TopicPartition>,
 }
 
@@ -187,7 +183,7 @@ impl Consumer {
     ///
     /// # Errors
     /// See [`ConsumeError`]. The consumer can be polled again. The error of one partition is
-    /// returned when no other one has records.
+    /// returned when no other one has records, and nothing else is to be told.
     ///
     /// # Cancel safety
     /// The next poll returns what this one has not; with [`Guarantee::AtMostOnce`] records whose
@@ -209,12 +205,8 @@ impl Consumer {
             }
             self.follow_topics();
             let mut is_ready = is_ready && self.store_beginnings().await?;
-            let records = if is_ready { self.take_records()? } else { Vec::new() };
-            if records.is_empty()
-                && let Some(error) = self.failure.take()
-            {
-                return Err(error);
-            }
+            let taken = if is_ready { self.take_records() } else { Ok(Vec::new()) };
+            let records = self.or_failure(taken)?;
             if !records.is_empty() {
                 if self.config.guarantee != Guarantee::AtMostOnce {
                     return Ok(self.polled(records));
@@ -234,7 +226,7 @@ impl Consumer {
                 }
             }
             let is_over = deadline.is_some_and(|deadline| deadline <= Instant::now());
-            if is_over || self.has_news() {
+            if is_over || self.news.is_some() {
                 return Ok(self.polled(Vec::new()));
             }
             self.wait(deadline, is_ready).await?;
@@ -375,11 +367,6 @@ impl Consumer {
     fn polled(&mut self, records: Vec<ConsumerRecord>) -> Polled {
         let News { assigned, revoking, lost } = std::mem::take(&mut self.news);
         Polled { records, assigned, revoking, lost }
-    }
-
-    fn has_news(&self) -> bool {
-        let News { assigned, revoking, lost } = &self.news;
-        !(assigned.is_empty() && revoking.is_empty() && lost.is_empty())
     }
 
     fn cursor_of(&mut self, partition: &TopicPartition) -> Result<&mut Cursor, ConsumeError> {
@@ -600,20 +587,6 @@ impl Consumer {
         Ok(())
     }
 
-    /// Gives up what `keep` lacks and no poll has told of yet: nothing was done with it. Told of
-    /// both at once, a caller could not know that what it was given had gone again.
-    fn give_up_untold(&mut self, keep: &BTreeSet<Place>) {
-        let Self { news, cursors, .. } = self;
-        news.assigned.retain(|at| {
-            let place = (Arc::clone(&at.topic), at.partition);
-            let stays = keep.contains(&place);
-            if !stays {
-                cursors.remove(&place);
-            }
-            stays
-        });
-    }
-
     /// Commits before partitions are given up, or lets the caller do so first.
     async fn may_give_up(&mut self, keep: &BTreeSet<Place>) -> bool {
         match self.config.guarantee {
@@ -634,7 +607,8 @@ impl Consumer {
 
     /// Reads what it was given from where the group stands.
     fn adopt(&mut self, generation: u32, places: &BTreeSet<Place>) {
-        self.cursors.retain(|place, _| places.contains(place));
+        // A partition of a topic that was deleted.
+        self.lose_all_but(places);
         if let Some(membership) = &mut self.membership {
             membership.enter(generation);
         }
@@ -658,36 +632,13 @@ impl Consumer {
     }
 
     fn lose_all(&mut self) {
-        self.give_up_untold(&BTreeSet::new());
-        self.news.lost.extend(self.cursors.keys().map(name_of));
-        self.cursors.clear();
+        self.lose_all_but(&BTreeSet::new());
         if let Some(membership) = &mut self.membership {
             let was_member = membership.member.take().is_some();
             membership.is_former |= membership.generation > 0;
             membership.generation = 0;
             if let Some(instance) = &self.config.instance {
                 membership.is_replaced |= was_member && membership.group.has_instance(instance);
-            }
-        }
-    }
-
-    /// A topic that was deleted and created again is another one.
-    fn follow_topics(&mut self) {
-        if self.queue.shared.partitions_since(&mut self.topics_version).is_none() {
-            return;
-        }
-        let places: Vec<Place> = self.cursors.keys().cloned().collect();
-        for place in places {
-            let number = self.queue.topic(&place.0).and_then(|topic| topic.slot(place.1));
-            let number = number.map(|slot| slot.number).ok();
-            if self.cursors.get(&place).map(|cursor| cursor.number) != number {
-                self.cursors.remove(&place);
-                if number.is_some() {
-                    match self.cursor(&place) {
-                        Ok(cursor) => drop(self.cursors.insert(place, cursor)),
-                        Err(error) => drop(self.failure.get_or_insert(error)),
-                    }
-                }
             }
         }
     }

@@ -8,7 +8,7 @@ use voussoir_journal::{Journal, MemoryFiles};
 use voussoir_queue::backend::{Backend, BackendError, Embedded, Subscription};
 use voussoir_queue::{
     Assignor, CommitError, ConsumeError, Consumer, ConsumerConfig, Guarantee, ProducerConfig,
-    Queue, QueueConfig, Record, Topic, TopicConfig, TopicPartition,
+    Queue, QueueConfig, Record, Start, Topic, TopicConfig, TopicPartition,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -90,6 +90,10 @@ async fn settle(consumer: &mut Consumer) -> Told {
         told.poll(consumer).await;
     }
     told
+}
+
+fn places(topic: &str, partitions: impl IntoIterator<Item = u32>) -> Vec<TopicPartition> {
+    partitions.into_iter().map(|at| TopicPartition::new(topic, at)).collect()
 }
 
 #[track_caller]
@@ -196,4 +200,74 @@ async fn a_member_that_is_polled_all_the_time_stays() {
     };
     tokio::join!(poll(&mut one), poll(&mut two));
     assert_eq!((one.generation(), two.generation()), generations, "nobody was silent");
+}
+
+/// One partition can never be read. What comes and goes is told all the same.
+#[tokio::test(start_paused = true)]
+async fn a_partition_that_fails_keeps_no_news_back() {
+    let queue = open(8);
+    topic(&queue, "t", 2).await;
+    let place = places("t", [1]);
+    let mut config = ConsumerConfig::default();
+    config.group = Some("g".to_owned());
+    let mut reader = queue.consumer(config).expect("a consumer");
+    reader.assign(&place).expect("it exists");
+    reader.commit_to(&[(place[0].clone(), 5)]).await.expect("the group is empty");
+    // Nothing is stored for the other one.
+    let mut config = member(Guarantee::Manual);
+    config.start = Start::Stored;
+    let mut consumer = queue.consumer(config).expect("a consumer");
+    let told = settle(&mut consumer).await;
+    assert_eq!((told.assigned, told.lost), (place.clone(), vec![]));
+    let is_it = |error: &ConsumeError| matches!(error, ConsumeError::NothingStored { .. });
+    assert!(!told.errors.is_empty() && told.errors.iter().all(is_it), "{:?}", told.errors);
+    tokio::time::advance(11 * SECOND).await;
+    let told = settle(&mut consumer).await;
+    assert_eq!((told.assigned, told.lost), (place.clone(), place), "it was silent, and came back");
+    assert!(!told.errors.is_empty(), "it is told of the other one too");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deleted_topic_is_told_as_lost() {
+    let queue = open(8);
+    topic(&queue, "t", 2).await;
+    topic(&queue, "u", 1).await;
+    let mut config = member(Guarantee::Manual);
+    config.topics.push("u".to_owned());
+    let mut consumer = queue.consumer(config).expect("a consumer");
+    let told = settle(&mut consumer).await;
+    assert_eq!((told.records, told.assigned.len()), (15, 3));
+    queue.delete_topic("t").await.expect("it is deleted");
+    let told = settle(&mut consumer).await;
+    assert_eq!((told.assigned, told.revoking, told.lost), (vec![], vec![], places("t", 0..2)));
+    assert_eq!(consumer.assignment(), places("u", [0]));
+    topic(&queue, "t", 2).await;
+    let told = settle(&mut consumer).await;
+    assert_eq!((told.records, told.assigned, told.lost), (10, places("t", 0..2), vec![]));
+    // Both between two polls.
+    queue.delete_topic("t").await.expect("it is deleted");
+    topic(&queue, "t", 2).await;
+    let told = settle(&mut consumer).await;
+    assert_eq!(told.lost, places("t", 0..2));
+    assert_eq!(told.assigned, places("t", 0..2));
+    assert_eq!(told.records, 10, "it is another topic");
+}
+
+/// Nobody else is given what was deleted: what was read beside it is not lost.
+#[tokio::test(start_paused = true)]
+async fn a_back_end_commits_what_it_read_beside_a_deleted_topic() {
+    let queue = open(8);
+    for name in ["t", "u"] {
+        topic(&queue, name, 1).await;
+    }
+    let backend = Embedded::new(queue.clone());
+    let mut subscription = Subscription::new("g", ["t", "u"]);
+    subscription.processing_timeout = 10 * SECOND;
+    let mut consumer = backend.consumer(subscription).await.expect("a consumer");
+    assert_eq!(consumer.poll(SECOND).await.expect("a poll").len(), 10);
+    queue.delete_topic("u").await.expect("it is deleted");
+    assert_eq!(consumer.poll(SECOND).await.expect("a poll"), []);
+    consumer.commit().await.expect("it is a member");
+    let lag = queue.lag("g").expect("offsets are stored");
+    assert_eq!((lag.len(), lag[0].position), (1, 5));
 }

@@ -179,7 +179,13 @@ impl EmbeddedConsumer {
     }
 
     fn note(&mut self, polled: &Polled) {
-        self.has_lost |= polled.lost.iter().any(|lost| self.polled.contains(lost));
+        for lost in &polled.lost {
+            // Nobody else is given what was deleted.
+            if self.queue.topic(&lost.topic).is_err() {
+                self.polled.remove(lost);
+            }
+            self.has_lost |= self.polled.contains(lost);
+        }
         self.revoking = polled.revoking.iter().cloned().collect();
         if self.delivery != Delivery::AtMostOnce {
             self.polled.extend(polled.records.iter().map(|read| read.partition.clone()));
