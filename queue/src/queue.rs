@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{Acquire, Release},
+};
 use std::time::Duration;
 
 use parking_lot::RwLock;
@@ -330,13 +333,14 @@ impl fmt::Display for TopicPartition {
 impl Shared {
     fn change_topics(&self, change: impl FnOnce(&mut BTreeMap<String, Topic>)) {
         change(&mut self.topics.write());
-        self.topics_version.fetch_add(1, Relaxed);
+        self.topics_version.fetch_add(1, Release);
         self.groups.wake();
     }
 
     /// How many partitions each topic has, if that has changed since `seen`.
     pub(crate) fn partitions_since(&self, seen: &mut u64) -> Option<BTreeMap<Arc<str>, u32>> {
-        let version = self.topics_version.load(Relaxed);
+        // Who sees this version sees the topics of it, and those who see later ones come again.
+        let version = self.topics_version.load(Acquire);
         if std::mem::replace(seen, version) == version {
             return None;
         }
