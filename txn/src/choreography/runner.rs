@@ -116,6 +116,8 @@ impl Running {
     }
 
     /// Begins no more reactions, waits for those that run, commits what they did, and ends.
+    /// Meanwhile it stays a member of its group, which may be rebalanced: reactions of partitions
+    /// that go to another member stop, and are done again there.
     ///
     /// # Cancel safety
     /// Dropped, it stops at once, as if it were dropped.
@@ -172,6 +174,8 @@ struct Session {
     commit_bytes: usize,
     /// At this many a commit comes before the next input. One input more fits into it.
     limit_bytes: usize,
+    /// It begins nothing, and all partitions are full: also those that it is assigned yet.
+    is_stopping: bool,
 }
 
 /// A call that runs.
@@ -234,22 +238,21 @@ impl Runner {
 
     /// Ends well when it was stopped, or with why the bus failed.
     async fn session(&mut self, session: &mut Session, failures: &mut u32) -> Result<(), BusError> {
-        let mut is_stopping = false;
         // Ends: when it was stopped and nothing runs any more, or by an error.
         loop {
             self.commit(session).await?;
-            is_stopping |= *self.stopped.borrow();
-            if !is_stopping && session.tick(self.clock.now()) {
+            session.is_stopping |= *self.stopped.borrow();
+            if !session.is_stopping && session.tick(self.clock.now()) {
                 // Until nothing is due, each time with a commit.
                 continue;
             }
-            if !is_stopping {
+            if !session.is_stopping {
                 self.begin(session);
             } else if session.running.is_empty() {
                 // What has not begun is in the state, or is read again.
                 return Ok(());
             }
-            match self.wait(session, is_stopping).await? {
+            match self.wait(session).await? {
                 Woken::Polled(deliveries) => {
                     *failures = 0;
                     self.stats.lock().error = None;
@@ -257,14 +260,16 @@ impl Runner {
                 }
                 Woken::Ended(ended) => self.ended(session, ended),
                 Woken::Time => {}
-                Woken::Stop => is_stopping = true,
+                Woken::Stop => session.is_stopping = true,
             }
         }
     }
 
-    async fn wait(&mut self, session: &mut Session, is_stopping: bool) -> Result<Woken, BusError> {
-        // Polled also when all are full: who does not poll loses its partitions.
+    async fn wait(&mut self, session: &mut Session) -> Result<Woken, BusError> {
+        // Polled also when all are full, and while it stops: who does not poll holds up the
+        // rebalances of its group, and then loses its partitions with all that runs.
         let full: BTreeSet<u32> = session.full().collect();
+        let is_stopping = session.is_stopping;
         // Ends: each round but one that answers a question leaves.
         loop {
             let now = self.clock.now();
@@ -277,7 +282,7 @@ impl Runner {
                 }
             };
             tokio::select! {
-                polled = session.subscription.poll(MAX_WAIT, &full), if !is_stopping => {
+                polled = session.subscription.poll(MAX_WAIT, &full) => {
                     return polled.map(Woken::Polled);
                 }
                 Some(ended) = session.running.join_next_with_id() => return Ok(Woken::Ended(ended)),
@@ -423,18 +428,20 @@ impl Session {
             calls: HashMap::new(),
             is_dirty: false,
             commit_bytes: 0,
+            is_stopping: false,
         }
     }
 
     /// Partitions that take no more events until some of their calls have ended.
     fn full(&self) -> impl Iterator<Item = u32> {
-        let full = self.cores.iter().filter(|(_, core)| !core.has_room());
+        let full = self.cores.iter().filter(|(_, core)| self.is_stopping || !core.has_room());
         full.map(|(partition, _)| *partition)
     }
 
     fn has_room(&self, partition: u32) -> bool {
         self.commit_bytes < self.limit_bytes
             && self.cores.get(&partition).is_none_or(Core::has_room)
+            && !self.is_stopping
     }
 
     fn insert(&mut self, partition: u32, core: Core) {
