@@ -11,8 +11,8 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use voussoir_queue::{
     CommitError, Committed, Consumer, ConsumerConfig, Durability, Guarantee, Murmur2, Outcome,
-    Partitioner, Producer, ProducerConfig, Queue, Record, Retention, Seek, Topic, TopicConfig,
-    TopicError, TopicPartition, Transaction, TransactionalProducer,
+    Partitioner, Polled, Producer, ProducerConfig, Queue, Record, Retention, Seek, Topic,
+    TopicConfig, TopicError, TopicPartition, Transaction, TransactionalProducer,
 };
 
 use super::bus::{Bus, BusError, Commit, Delivery, Observed, Subscription, Tail, state_bytes};
@@ -187,27 +187,7 @@ impl Bus for QueueBus {
     }
 
     async fn subscribe(&self, participant: &str) -> Result<Box<dyn Subscription>, BusError> {
-        let shared = Arc::clone(&self.shared);
-        let id = format!("{}.{participant}", shared.name);
-        let partitions = TopicConfig::partitions(shared.events.partitions());
-        let state = open_topic(&shared.queue, &format!("{id}.state"), partitions).await?;
-        let slot = Slot::take(&shared, participant);
-        let transactional = format!("{id}.{}", slot.number);
-        let producer = shared.queue.transactional(&transactional).await.map_err(not_applied)?;
-        let mut config = ConsumerConfig::group(&id, [shared.events.name()]);
-        config.guarantee = Guarantee::ExactlyOnce;
-        let consumer = shared.queue.consumer(config).map_err(not_applied)?;
-        Ok(Box::new(QueueSubscription {
-            shared,
-            consumer,
-            producer,
-            state,
-            logs: BTreeMap::new(),
-            paused: BTreeSet::new(),
-            polled: Vec::new(),
-            rewrite_from: 0,
-            _slot: slot,
-        }))
+        Ok(Box::new(QueueSubscription::open(&self.shared, participant).await?))
     }
 
     async fn tail(&self) -> Result<Box<dyn Tail>, BusError> {
@@ -258,6 +238,7 @@ struct QueueSubscription {
     state: Topic,
     /// One for each partition that it reads.
     logs: BTreeMap<u32, StateLog>,
+    /// Invariant: the partitions that the consumer has and does not read.
     paused: BTreeSet<u32>,
     /// Partitions and offsets of the events of the latest poll.
     polled: Vec<(TopicPartition, u64)>,
@@ -354,6 +335,49 @@ impl StateLog {
 }
 
 impl QueueSubscription {
+    async fn open(shared: &Arc<Shared>, participant: &str) -> Result<Self, BusError> {
+        let shared = Arc::clone(shared);
+        let id = format!("{}.{participant}", shared.name);
+        let partitions = TopicConfig::partitions(shared.events.partitions());
+        let state = open_topic(&shared.queue, &format!("{id}.state"), partitions).await?;
+        let slot = Slot::take(&shared, participant);
+        let transactional = format!("{id}.{}", slot.number);
+        let producer = shared.queue.transactional(&transactional).await.map_err(not_applied)?;
+        let mut config = ConsumerConfig::group(&id, [shared.events.name()]);
+        config.guarantee = Guarantee::ExactlyOnce;
+        let consumer = shared.queue.consumer(config).map_err(not_applied)?;
+        Ok(Self {
+            shared,
+            consumer,
+            producer,
+            state,
+            logs: BTreeMap::new(),
+            paused: BTreeSet::new(),
+            polled: Vec::new(),
+            rewrite_from: 0,
+            _slot: slot,
+        })
+    }
+
+    fn take(&mut self, polled: Polled) -> Result<Vec<Delivery>, BusError> {
+        let mut deliveries = Vec::new();
+        for lost in polled.lost.iter().chain(&polled.revoking) {
+            self.logs.remove(&lost.partition);
+            // It may be assigned again below, and is read then.
+            self.paused.remove(&lost.partition);
+            deliveries.push(Delivery::Lost { partition: lost.partition });
+        }
+        for assigned in &polled.assigned {
+            let partition = assigned.partition;
+            let log = StateLog::read(&self.state, partition)?;
+            let state = log.live.iter().map(|(key, (_, value))| (key.clone(), value.clone()));
+            deliveries.push(Delivery::Assigned { partition, state: state.collect() });
+            self.logs.insert(partition, log);
+        }
+        deliveries.extend(self.take_events(polled.records)?);
+        Ok(deliveries)
+    }
+
     /// Keeps the events that fit, and has the consumer read the others again.
     fn take_events(
         &mut self,
@@ -459,20 +483,7 @@ impl Subscription for QueueSubscription {
         self.pause(full);
         let polled = self.consumer.poll(max_wait).await.map_err(not_applied)?;
         // From here on nothing waits: what the consumer has said is not lost.
-        let mut deliveries = Vec::new();
-        for lost in polled.lost.iter().chain(&polled.revoking) {
-            self.logs.remove(&lost.partition);
-            deliveries.push(Delivery::Lost { partition: lost.partition });
-        }
-        for assigned in &polled.assigned {
-            let partition = assigned.partition;
-            let log = StateLog::read(&self.state, partition)?;
-            let state = log.live.iter().map(|(key, (_, value))| (key.clone(), value.clone()));
-            deliveries.push(Delivery::Assigned { partition, state: state.collect() });
-            self.logs.insert(partition, log);
-        }
-        deliveries.extend(self.take_events(polled.records)?);
-        Ok(deliveries)
+        self.take(polled)
     }
 
     fn give_back(&mut self, count: usize) -> Result<(), BusError> {
@@ -578,5 +589,44 @@ impl Tail for QueueTail {
             }
         });
         Ok(observed.collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use voussoir_journal::{Config, Journal, MemoryFiles};
+    use voussoir_queue::QueueConfig;
+
+    use super::*;
+
+    const WAIT: Duration = Duration::from_millis(20);
+
+    /// After a process stood still for longer than its session.
+    #[tokio::test]
+    async fn a_full_partition_that_is_lost_and_assigned_in_one_poll_is_not_read() {
+        let mut config = Config::default();
+        (config.segment_bytes, config.max_bytes) = (32 << 20, 256 << 20);
+        let journal = Journal::open_with(Arc::new(MemoryFiles::new()), config).unwrap();
+        let queue = Queue::open(&journal, "q", QueueConfig::default()).unwrap();
+        let bus =
+            QueueBus::open(&queue, "shop", QueueBusConfig { partitions: 1, ..<_>::default() });
+        let bus = bus.await.unwrap();
+        let mut subscription = QueueSubscription::open(&bus.shared, "p").await.unwrap();
+        // Ends: it is the only member.
+        while subscription.poll(WAIT, &BTreeSet::new()).await.unwrap().is_empty() {}
+        bus.publish(&[Event::first("1", "a", "k", "")]).await.unwrap();
+        let full = BTreeSet::from([0]);
+        assert_eq!(subscription.poll(WAIT, &full).await.unwrap(), [], "it is full");
+        let at = TopicPartition::new("shop.events", 0);
+        let mut polled = Polled::default();
+        (polled.lost, polled.assigned) = (vec![at.clone()], vec![at.clone()]);
+        // As the consumer has begun to read it anew.
+        subscription.consumer.resume(&at).unwrap();
+        let state = Vec::new();
+        let told = [Delivery::Lost { partition: 0 }, Delivery::Assigned { partition: 0, state }];
+        assert_eq!(subscription.take(polled).unwrap(), told);
+        assert_eq!(subscription.poll(WAIT, &full).await.unwrap(), [], "it is full");
+        let read = subscription.poll(WAIT, &BTreeSet::new()).await.unwrap();
+        assert!(matches!(read[..], [Delivery::Event { partition: 0, .. }]), "{read:?}");
     }
 }
