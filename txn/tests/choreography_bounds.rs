@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use voussoir_journal::{Journal, MemoryFiles};
-use voussoir_queue::{Queue, QueueConfig};
+use voussoir_queue::{ProducerConfig, Queue, QueueConfig, Record};
 use voussoir_txn::choreography::*;
 use voussoir_txn::{Retry, async_trait};
 
@@ -311,6 +311,29 @@ async fn a_full_partition_holds_up_no_other() {
     assert_eq!(bad, 2, "`max_due`, and no more: {waiting:?}");
     away.store(false, Ordering::SeqCst);
     until(&running, "all go on", |stats| stats.published == 70).await;
+}
+
+/// Somebody else has written to the topic of a state.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_of_others_in_a_state_holds_up_its_partition_alone() {
+    let queue = queue();
+    let bus = Arc::new(bus(&queue, 4).await);
+    drop(bus.subscribe("p").await.unwrap());
+    let producer = queue.producer(ProducerConfig::default()).await.unwrap();
+    let state = queue.topic("shop.p.state").unwrap();
+    let partition =
+        producer.send(&state, Record::new("of others")).await.unwrap().partition.partition;
+    let rule = Rule::on("a", "r", |_| async { Ok(vec![]) });
+    let participant = Participant::new("p", [rule]).unwrap();
+    let running = Running::start(bus.clone(), &participant, ChoreographyConfig::default()).unwrap();
+    let event = |at| Event::first(&format!("e{at}"), "a", &format!("k{at}"), "");
+    bus.publish(&(0..64).map(event).collect::<Vec<_>>()).await.unwrap();
+    // One partition of four waits; the others have about three quarters.
+    until(&running, "others go on", |stats| stats.published >= 32).await;
+    until(&running, "it says so", |stats| stats.error.is_some()).await;
+    let RunningStats { published, error, .. } = running.stats();
+    assert_eq!(error, Some(BusError::Garbled { partition }));
+    assert!(published < 64, "{published}");
 }
 
 /// The state of a participant is short in bytes too: few long records keep no segment.

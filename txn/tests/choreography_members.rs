@@ -179,3 +179,34 @@ async fn a_member_that_stops_does_not_wait_for_what_another_one_does_again() {
         assert!(matches!(did, Did::Polled(_)), "{did:?}");
     }
 }
+
+/// Subscribing again would not help, and rebalance the group each time.
+#[tokio::test(start_paused = true)]
+async fn a_partition_whose_state_is_garbled_waits_and_holds_up_no_other() {
+    let Member { running, polls, mut did, gate, began } = Member::start();
+    let garbled = vec![(Bytes::from_static(b"d"), Bytes::from_static(b"?"))];
+    let ours = assigned(0, vec![]);
+    polls.send(vec![ours, assigned(1, garbled), event(1, "waits"), event(0, "first")]).unwrap();
+    let seen = until_polled(&mut did, &[1]).await;
+    assert_eq!(seen, [Did::Polled(vec![]), Did::GaveBack(2)]);
+    assert_eq!(running.stats().error, Some(BusError::Garbled { partition: 1 }));
+    polls.send(vec![event(0, "first")]).unwrap();
+    gate.notify_one();
+    while running.stats().published == 0 {
+        let seen = did.recv().await.expect("it runs");
+        assert!(matches!(seen, Did::Polled(_) | Did::Published(_)), "{seen:?}");
+    }
+    assert_eq!(running.stats().error, Some(BusError::Garbled { partition: 1 }), "also later");
+    assert_eq!((running.stats().events, began.load(Ordering::SeqCst)), (1, 1));
+    // A member that can read it has it now.
+    polls.send(vec![Delivery::Lost { partition: 1 }]).unwrap();
+    until_polled(&mut did, &[]).await;
+    assert_eq!(running.stats().error, None);
+    gate.notify_one();
+    // What it can read by now it goes on with.
+    polls.send(vec![assigned(1, vec![]), event(1, "waits")]).unwrap();
+    while began.load(Ordering::SeqCst) < 2 {
+        tokio::task::yield_now().await;
+    }
+    running.stop().await;
+}

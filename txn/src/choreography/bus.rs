@@ -21,6 +21,16 @@ pub enum BusError {
     /// Another process runs the participant. The runner subscribes again, after a pause.
     #[error("another subscription of the participant has taken over")]
     Fenced,
+    /// The state of a partition cannot be read: it is garbled, or of a later version. The runner
+    /// goes on with other partitions; events of this one wait for a member that can read it.
+    #[error(
+        "the state of partition {partition} cannot be read, and its events wait: run the version \
+         that has written it, or restore it"
+    )]
+    Garbled {
+        /// The partition.
+        partition: u32,
+    },
     /// The event cannot be published: a name is empty or longer than 200 bytes, or it is too long.
     #[error("`{0}` of the event is empty or too long")]
     Misfit(&'static str),

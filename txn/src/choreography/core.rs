@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::bus::{Commit, event_bytes, letter_bytes, state_bytes};
+use super::bus::{BusError, Commit, event_bytes, letter_bytes, state_bytes};
 use super::config::ChoreographyConfig;
 use super::event::{DONE, DeadLetter, DeadReason, Event, NewEvent};
 use super::participant::{Participant, Rule};
@@ -143,7 +143,7 @@ impl Core {
         config: ChoreographyConfig,
         limit_bytes: usize,
         state: Vec<(Bytes, Bytes)>,
-    ) -> Result<Self, String> {
+    ) -> Result<Self, BusError> {
         let seed = config.seed.unwrap_or_else(|| fastrand::u64(..));
         let mut core = Self {
             partition,
@@ -168,7 +168,7 @@ impl Core {
         };
         for (key, value) in state {
             let read = core.load(&key, value);
-            read.ok_or_else(|| format!("the state of partition {partition} is garbled"))?;
+            read.ok_or(BusError::Garbled { partition })?;
             if core.commit_bytes >= limit_bytes {
                 let full = core.take_commit();
                 core.sealed.push(full);

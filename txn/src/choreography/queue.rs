@@ -277,9 +277,8 @@ impl StateLog {
             let fetched = partition.fetch(offset, FETCH_BYTES).map_err(not_applied)?;
             for record in fetched.records(usize::MAX) {
                 let record = record.map_err(not_applied)?;
-                let key =
-                    record.key.ok_or_else(|| not_applied("a record of a state has no key"))?;
-                log.apply(record.offset, key, record.value);
+                // One without a key is of somebody else: an empty key is garbled, as its value is.
+                log.apply(record.offset, record.key.unwrap_or_default(), record.value);
             }
             if fetched.next_offset <= offset {
                 break;

@@ -38,7 +38,8 @@ pub struct RunningStats {
     pub dead: u64,
     /// Commits.
     pub commits: u64,
-    /// Why the bus failed last, if it has not been reached since.
+    /// Why the bus failed last, if it has not been reached since. [`BusError::Garbled`] while a
+    /// partition is its whose state it cannot read: it keeps that, and reads no events of it.
     pub error: Option<BusError>,
 }
 
@@ -161,6 +162,9 @@ type Answer = Result<Vec<NewEvent>, String>;
 struct Session {
     subscription: Box<dyn Subscription>,
     cores: BTreeMap<u32, Core>,
+    /// Partitions whose state cannot be read, which have no core. They are kept, and full: given
+    /// back they would go from member to member, each time with a rebalance of the group.
+    garbled: BTreeSet<u32>,
     /// Calls that wait for one that runs to end.
     queued: VecDeque<(u32, Call)>,
     running: JoinSet<Answer>,
@@ -255,8 +259,8 @@ impl Runner {
             match self.wait(session).await? {
                 Woken::Polled(deliveries) => {
                     *failures = 0;
-                    self.stats.lock().error = None;
                     self.deliver(session, deliveries).await?;
+                    self.stats.lock().error = session.error();
                 }
                 Woken::Ended(ended) => self.ended(session, ended),
                 Woken::Time => {}
@@ -313,8 +317,14 @@ impl Runner {
                 Delivery::Assigned { partition, state } => {
                     let (participant, config) = (self.participant.clone(), self.config.clone());
                     let limit = session.limit_bytes;
-                    let core = Core::open(partition, participant, config, limit, state);
-                    let mut core = core.map_err(BusError::NotApplied)?;
+                    let mut core = match Core::open(partition, participant, config, limit, state) {
+                        Ok(core) => core,
+                        Err(error) => {
+                            session.insert_garbled(partition);
+                            tracing::error!(target: "voussoir::txn", %error);
+                            continue;
+                        }
+                    };
                     let sealed = core.take_sealed();
                     if !sealed.is_empty() {
                         // Commits say how far polls have read.
@@ -423,6 +433,7 @@ impl Session {
             limit_bytes: subscription.max_commit_bytes().saturating_sub(STEP_BYTES).max(1),
             subscription,
             cores: BTreeMap::new(),
+            garbled: BTreeSet::new(),
             queued: VecDeque::new(),
             running: JoinSet::new(),
             calls: HashMap::new(),
@@ -435,16 +446,28 @@ impl Session {
     /// Partitions that take no more events until some of their calls have ended.
     fn full(&self) -> impl Iterator<Item = u32> {
         let full = self.cores.iter().filter(|(_, core)| self.is_stopping || !core.has_room());
-        full.map(|(partition, _)| *partition)
+        full.map(|(partition, _)| *partition).chain(self.garbled.iter().copied())
     }
 
     fn has_room(&self, partition: u32) -> bool {
         self.commit_bytes < self.limit_bytes
             && self.cores.get(&partition).is_none_or(Core::has_room)
+            && !self.garbled.contains(&partition)
             && !self.is_stopping
     }
 
+    /// What is wrong, although the bus can be reached.
+    fn error(&self) -> Option<BusError> {
+        self.garbled.first().map(|partition| BusError::Garbled { partition: *partition })
+    }
+
+    fn insert_garbled(&mut self, partition: u32) {
+        self.lose(partition);
+        self.garbled.insert(partition);
+    }
+
     fn insert(&mut self, partition: u32, core: Core) {
+        self.garbled.remove(&partition);
         self.commit_bytes += core.commit_bytes();
         let old = self.cores.insert(partition, core);
         self.commit_bytes -= old.map_or(0, |core| core.commit_bytes());
@@ -481,6 +504,7 @@ impl Session {
 
     /// Forgets a partition: its calls are made again by whoever has it now.
     fn lose(&mut self, partition: u32) {
+        self.garbled.remove(&partition);
         let lost = self.cores.remove(&partition);
         self.commit_bytes -= lost.map_or(0, |core| core.commit_bytes());
         self.queued.retain(|(of, _)| *of != partition);
