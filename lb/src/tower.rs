@@ -1,6 +1,6 @@
 //! A `tower` service that spreads its calls over the endpoints of a balancer.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::error::Error;
 use std::fmt;
 use std::future::poll_fn;
@@ -52,11 +52,11 @@ type BoxFuture<T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send>>;
 
 /// Sends each request to an endpoint that the balancer picks.
 ///
-/// Each endpoint has a service, made when it is first used and dropped after it left the set; its
-/// clones serve the requests, and all clones of this one share it. A call drives the very clone
-/// that it calls until that is ready, as the contract of `tower` demands, and counts as load of the
-/// endpoint meanwhile. A service that fails before it is ready counts as a failure, and the request
-/// goes to another endpoint.
+/// Each endpoint has a service, made when it is first used and dropped with the next call after it
+/// left the set and stopped serving; its clones serve the requests, and all clones of this one
+/// share it. A call drives the very clone that it calls until that is ready, as the contract of
+/// `tower` demands, and counts as load of the endpoint meanwhile. A service that fails before it is
+/// ready counts as a failure, and the request goes to another endpoint.
 ///
 /// Always ready: which endpoint is asked depends on the request. The latency is that of the
 /// response, not of its body. A dropped call, such as one that a time-out outside of this service
@@ -96,15 +96,15 @@ struct Shared<S> {
     balancer: Balancer,
     clock: Arc<dyn Clock>,
     make: Box<Make<S>>,
-    updates: watch::Receiver<u64>,
     services: Mutex<Services<S>>,
 }
 
 struct Services<S> {
     /// By the ids of the endpoints.
     by_id: HashMap<u64, Arc<S>>,
-    /// The number of the set that `by_id` was last compared with.
-    update: u64,
+    /// Unchanged since `by_id` was last compared with the endpoints. Its count does not tell: it
+    /// stays when those that had left the set stop serving.
+    updates: watch::Receiver<u64>,
 }
 
 impl<S: Service<R>, R> BalanceService<S, R> {
@@ -121,14 +121,14 @@ impl<S: Service<R>, R> BalanceService<S, R> {
         make: impl Fn(&Endpoint) -> S + Send + Sync + 'static,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        let updates = balancer.updates();
-        let services = Mutex::new(Services { by_id: HashMap::new(), update: 0 });
+        let services = Services { by_id: HashMap::new(), updates: balancer.updates() };
+        let services = Mutex::new(services);
         let by_result = |result: &Result<S::Response, S::Error>| match result {
             Ok(_) => Outcome::Success,
             Err(_) => Outcome::Failure,
         };
         Self {
-            shared: Arc::new(Shared { balancer, clock, make: Box::new(make), updates, services }),
+            shared: Arc::new(Shared { balancer, clock, make: Box::new(make), services }),
             context: Arc::new(|_: &R| Context::new()),
             outcome: Arc::new(by_result),
             max_attempts: 3,
@@ -183,17 +183,17 @@ impl<S: Service<R>, R> fmt::Debug for BalanceService<S, R> {
 impl<S: Clone> Shared<S> {
     /// A clone of the endpoint's service. Services are made, cloned and dropped without the lock.
     fn service(&self, endpoint: &Endpoint) -> S {
-        let known = {
+        let (known, is_changed) = {
             let mut services = self.services.lock();
-            let update = *self.updates.borrow();
-            let is_current = services.update == update;
-            services.update = update;
-            (services.by_id.get(&endpoint.id()).cloned(), is_current)
+            // An error: no further update comes.
+            let is_changed = services.updates.has_changed().unwrap_or(false);
+            services.updates.mark_unchanged();
+            (services.by_id.get(&endpoint.id()).cloned(), is_changed)
         };
-        if !known.1 {
+        if is_changed {
             self.drop_left();
         }
-        if let Some(service) = known.0 {
+        if let Some(service) = known {
             return S::clone(&service);
         }
         let made = Arc::new((self.make)(endpoint));
@@ -201,17 +201,22 @@ impl<S: Clone> Shared<S> {
             let mut services = self.services.lock();
             Arc::clone(services.by_id.entry(endpoint.id()).or_insert_with(|| Arc::clone(&made)))
         };
+        // Picked before it left, and another call has dropped what left meanwhile.
+        if !self.balancer.has_endpoint(endpoint.id()) {
+            let left = self.services.lock().by_id.remove(&endpoint.id());
+            drop(left);
+        }
         S::clone(&service)
     }
 
     /// Drops the services of endpoints that left the set.
     fn drop_left(&self) {
         let endpoints = self.balancer.endpoints();
-        let is_left = |id: &u64| endpoints.iter().all(|endpoint| endpoint.id() != *id);
+        let ids: HashSet<u64> = endpoints.iter().map(|endpoint| endpoint.id()).collect();
         let left: Vec<Arc<S>> = {
             let mut services = self.services.lock();
-            let ids: Vec<u64> = services.by_id.keys().copied().filter(is_left).collect();
-            ids.iter().filter_map(|id| services.by_id.remove(id)).collect()
+            let left = services.by_id.extract_if(|id, _| !ids.contains(id));
+            left.map(|(_, service)| service).collect()
         };
         drop(left);
     }

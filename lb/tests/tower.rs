@@ -210,6 +210,54 @@ async fn services_of_endpoints_that_left_end_and_running_calls_go_on() {
     assert_eq!(counts.made.load(Relaxed), 3);
 }
 
+/// With checks, an old set serves on until one of the new set passes: it leaves without a new set.
+#[tokio::test(start_paused = true)]
+async fn services_of_endpoints_that_served_on_end_when_the_new_set_serves() {
+    let mut config = Config::default();
+    config.checks = Some(CheckConfig::default());
+    let balancer = Balancer::new(RoundRobin::default(), config).expect("valid");
+    let counts = Arc::new(Counts::default());
+    let of = Arc::clone(&counts);
+    let make = move |at: &Endpoint| Strict::new(at.name(), &of);
+    let mut service = BalanceService::new(balancer.clone(), make);
+    let pass = |at: usize| balancer.record_check(balancer.endpoints()[at].id(), true, 1);
+    balancer.update([EndpointConfig::new("a")], 0).expect("a set");
+    pass(0);
+    assert_eq!(call(&mut service, 1).await.expect("served"), "a");
+    balancer.update([EndpointConfig::new("b")], 2).expect("a set");
+    assert_eq!(call(&mut service, 1).await.expect("served"), "a", "`b` is unchecked");
+    let updates = *balancer.updates().borrow();
+    pass(0);
+    assert_eq!(call(&mut service, 1).await.expect("served"), "b");
+    assert_eq!(*balancer.updates().borrow(), updates, "no set came");
+    assert_eq!(counts.living.load(Relaxed), 1, "the service of `b`");
+}
+
+/// Another call drops what left before the service of an earlier pick is there.
+#[tokio::test(start_paused = true)]
+async fn the_service_of_an_endpoint_that_left_while_it_was_made_ends_with_its_call() {
+    type Other = parking_lot::Mutex<Option<BalanceService<Strict, u32>>>;
+    let balancer = Balancer::new(RoundRobin::default(), Config::default()).expect("valid");
+    balancer.update([EndpointConfig::new("a")], 0).expect("a set");
+    let counts = Arc::new(Counts::default());
+    let other: Arc<Other> = Arc::default();
+    let (of, taken, changed) = (Arc::clone(&counts), Arc::clone(&other), balancer.clone());
+    let mut service = BalanceService::new(balancer, move |at: &Endpoint| {
+        let other = taken.lock().take();
+        if let Some(mut other) = other {
+            changed.update([EndpointConfig::new("b")], 0).expect("a set");
+            let mut running = other.call(1);
+            let mut context = TaskContext::from_waker(std::task::Waker::noop());
+            assert!(running.as_mut().poll(&mut context).is_pending(), "it has its service");
+        }
+        Strict::new(at.name(), &of)
+    });
+    *other.lock() = Some(service.clone());
+    assert_eq!(call(&mut service, 1).await.expect("served"), "a");
+    assert_eq!(counts.living.load(Relaxed), 1, "the service of `b`");
+    assert_eq!(call(&mut service, 1).await.expect("served"), "b");
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_request_chooses_by_its_key() {
     let balancer = Balancer::new(KeyHash::default(), Config::default()).expect("valid");

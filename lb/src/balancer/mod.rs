@@ -183,6 +183,12 @@ impl Balancer {
         self.inner.state.lock().endpoints()
     }
 
+    /// Whether [`endpoints`](Self::endpoints) has the endpoint with this id.
+    #[cfg(feature = "tower")]
+    pub(crate) fn has_endpoint(&self, id: u64) -> bool {
+        self.inner.state.lock().entries.iter().any(|entry| entry.endpoint.id() == id)
+    }
+
     /// How many endpoints are healthy, and each change of that.
     pub fn availability(&self) -> watch::Receiver<Availability> {
         self.inner.availability.subscribe()
