@@ -210,3 +210,61 @@ async fn a_partition_whose_state_is_garbled_waits_and_holds_up_no_other() {
     }
     running.stop().await;
 }
+
+/// A bus on which everything works but commits. Tells of each subscription.
+struct Full(mpsc::UnboundedSender<tokio::time::Instant>);
+
+struct OfFull {
+    is_polled: bool,
+}
+
+#[async_trait]
+impl Bus for Full {
+    async fn publish(&self, _: &[Event]) -> Result<(), BusError> {
+        Ok(())
+    }
+
+    async fn subscribe(&self, _: &str) -> Result<Box<dyn Subscription>, BusError> {
+        let _ = self.0.send(tokio::time::Instant::now());
+        Ok(Box::new(OfFull { is_polled: false }))
+    }
+
+    async fn tail(&self) -> Result<Box<dyn Tail>, BusError> {
+        Err(BusError::NotApplied("it has none".into()))
+    }
+}
+
+#[async_trait]
+impl Subscription for OfFull {
+    async fn poll(&mut self, _: Duration, _: &BTreeSet<u32>) -> Result<Vec<Delivery>, BusError> {
+        if std::mem::replace(&mut self.is_polled, true) {
+            return std::future::pending().await;
+        }
+        Ok(vec![assigned(0, vec![]), event(0, "first")])
+    }
+
+    fn give_back(&mut self, _: usize) -> Result<(), BusError> {
+        Ok(())
+    }
+
+    async fn commit(&mut self, _: Commit) -> Result<(), BusError> {
+        Err(BusError::NotApplied("it is full".into()))
+    }
+}
+
+/// Each subscription rebalances the group.
+#[tokio::test(start_paused = true)]
+async fn pauses_grow_while_polls_succeed_and_commits_fail() {
+    let (subscribed, mut subscriptions) = mpsc::unbounded_channel();
+    let rule = Rule::on("a", "r", |_| async { Ok(vec![]) });
+    let participant = Participant::new("p", [rule]).unwrap();
+    let bus = Arc::new(Full(subscribed));
+    let _running = Running::start(bus, &participant, ChoreographyConfig::default()).unwrap();
+    let mut last = subscriptions.recv().await.unwrap();
+    for pause in [100, 200, 400, 800, 1600, 3200, 6400, 6400] {
+        let next = subscriptions.recv().await.unwrap();
+        let millis = (next - last).as_millis();
+        assert!((pause..pause + 10).contains(&millis), "{millis} ms, not {pause} ms");
+        last = next;
+    }
+}

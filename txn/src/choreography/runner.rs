@@ -244,7 +244,9 @@ impl Runner {
     async fn session(&mut self, session: &mut Session, failures: &mut u32) -> Result<(), BusError> {
         // Ends: when it was stopped and nothing runs any more, or by an error.
         loop {
-            self.commit(session).await?;
+            if self.commit(session).await? {
+                *failures = 0;
+            }
             session.is_stopping |= *self.stopped.borrow();
             if !session.is_stopping && session.tick(self.clock.now()) {
                 // Until nothing is due, each time with a commit.
@@ -258,7 +260,10 @@ impl Runner {
             }
             match self.wait(session).await? {
                 Woken::Polled(deliveries) => {
-                    *failures = 0;
+                    // One that brings something shows nothing yet: it may fail to be committed.
+                    if deliveries.is_empty() {
+                        *failures = 0;
+                    }
                     self.deliver(session, deliveries).await?;
                     self.stats.lock().error = session.error();
                 }
@@ -400,7 +405,8 @@ impl Runner {
         }
     }
 
-    async fn commit(&self, session: &mut Session) -> Result<(), BusError> {
+    /// Returns whether there was something to commit.
+    async fn commit(&self, session: &mut Session) -> Result<bool, BusError> {
         session.commit_bytes = 0;
         let mut all = Commit::default();
         for core in session.cores.values_mut() {
@@ -410,9 +416,10 @@ impl Runner {
             all.dead.extend(dead);
         }
         if all.is_empty() && !session.is_dirty {
-            return Ok(());
+            return Ok(false);
         }
-        self.write(session, all).await
+        self.write(session, all).await?;
+        Ok(true)
     }
 
     async fn write(&self, session: &mut Session, commit: Commit) -> Result<(), BusError> {
