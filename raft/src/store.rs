@@ -68,6 +68,11 @@ pub trait LogStore: Send + Sync + 'static {
     ///
     /// The parts apply in the order of the fields of [`LogWrite`]. After a failure every later
     /// write fails too.
+    ///
+    /// A store that has no room for a write need not fail it: it may let it wait until there is,
+    /// with all that come after it. Meanwhile one that makes a snapshot current and does nothing
+    /// else may go before those that wait. A leader that waits for longer than
+    /// [`Config::disk_stall`](crate::Config::disk_stall) steps down, as with a disk that hangs.
     fn write(&self, write: LogWrite, done: Completion);
 
     /// Reads entries back: a prefix of `range`, at least one, about `max_bytes` of weight (one
@@ -161,6 +166,13 @@ impl LogWrite {
     /// Whether it holds the commit index and nothing else: then no sync is needed.
     pub fn is_only_commit_index(&self) -> bool {
         self.commit.is_some() && self.binds_nothing()
+    }
+
+    /// Whether it makes a snapshot current and does nothing else.
+    pub(crate) fn is_only_snapshot(&self) -> bool {
+        let is_bare = self.truncate_from.is_none() && self.release.is_none();
+        let is_rest_empty = self.entries.is_empty() && self.hard_state.is_none();
+        self.snapshot.is_some() && is_bare && is_rest_empty && !self.condemned && !self.repaired
     }
 
     /// Whether nothing in it has to survive a crash.
@@ -279,8 +291,9 @@ impl fmt::Debug for Completion {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// The store refused, for example because the disk is full. Nothing was changed. Free what
-    /// it asks for, and restart the node.
+    /// The store refused, for example because it has no room for a snapshot. Nothing was changed.
+    /// Free what it asks for; where it was a write, restart the node. The store on the journal
+    /// refuses no write because its journal is full: the write waits.
     #[error("the store refused: {0}")]
     Rejected(#[source] Cause),
     /// A read, write or sync failed. What was being written may be found after a restart, or

@@ -3,20 +3,23 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use common::{Lab, MS};
 use parking_lot::Mutex;
 use tokio::task::JoinSet;
-use voussoir_journal::{Config as JournalConfig, Journal, MemoryFiles};
-use voussoir_raft::core::{Input, Output};
+use voussoir_journal::{Commit, Config as JournalConfig, Journal, MemoryFiles};
+use voussoir_raft::core::{Input, Output, Restored};
 use voussoir_raft::journal::{Identity, JournalStore};
 use voussoir_raft::memory::Network;
 use voussoir_raft::{
-    Chunks, Command, Config, MachineError, Node, NodeConfig, ProposeRejected, Raft, Role, Room,
-    StateMachine,
+    Chunks, Command, Completion, Config, Entry, LogStore, LogWrite, MachineError, Node, NodeConfig,
+    ProposeRejected, Raft, ReadFailed, Role, Room, SnapshotName, SnapshotReader, SnapshotWriter,
+    StateMachine, StoreError,
 };
 
 const SEGMENT: u64 = 2 << 20;
@@ -186,7 +189,7 @@ async fn put(replicas: &[(Raft, Values)], key: u64, number: u64) {
                 return;
             }
         }
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
@@ -213,6 +216,138 @@ async fn three_nodes_overwrite_what_their_journals_hold() {
 #[tokio::test]
 async fn three_nodes_of_many_groups_overwrite_what_their_journals_hold() {
     World::new(3, 17).await.overwrite(keys(4, 17), 6).await;
+}
+
+/// A store that does not say what room it has: entries meet the full journal.
+struct Blind(JournalStore);
+
+#[async_trait]
+impl LogStore for Blind {
+    fn max_entry_bytes(&self) -> usize {
+        self.0.max_entry_bytes()
+    }
+
+    async fn restore(&self) -> Result<Restored, StoreError> {
+        self.0.restore().await
+    }
+
+    fn write(&self, write: LogWrite, done: Completion) {
+        self.0.write(write, done);
+    }
+
+    async fn read(&self, range: Range<u64>, max_bytes: u64) -> Result<Vec<Entry>, ReadFailed> {
+        self.0.read(range, max_bytes).await
+    }
+
+    async fn stage(&self, name: &SnapshotName) -> Result<Box<dyn SnapshotWriter>, StoreError> {
+        self.0.stage(name).await
+    }
+
+    fn unstage(&self, identity: u64) {
+        self.0.unstage(identity);
+    }
+
+    async fn open_snapshot(&self) -> Result<Option<Box<dyn SnapshotReader>>, StoreError> {
+        self.0.open_snapshot().await
+    }
+}
+
+/// Nodes of one group that do not see the room they have, with the journal of each.
+async fn blind(nodes: u64) -> Vec<(Raft, Values, Journal)> {
+    let (network, mut all) = (Network::new(), Vec::new());
+    for id in 1..=nodes {
+        let (journal, values) = (journal(), Values::default());
+        let identity = Identity { cluster: 7, node: id, group: 1 };
+        let store = Arc::new(Blind(JournalStore::create(&journal, identity).unwrap()));
+        let mut config = config(id, nodes, 1);
+        config.proposal_timeout = Duration::from_secs(600);
+        let machine = Box::new(values.clone());
+        let raft = Raft::start(config, store, machine, network.node(id)).await.unwrap();
+        all.push((raft, values, journal));
+    }
+    all
+}
+
+/// Another user of the journal takes all its room.
+fn fill(journal: &Journal) {
+    let other = journal.log("other", 1).unwrap();
+    for bytes in [VALUE, 4096, 64] {
+        let record = vec![7; bytes];
+        while journal.commit_blocking(Commit::new().append(&other, [&record])).is_ok() {}
+    }
+}
+
+/// And gives it back.
+fn give_back(journal: &Journal) {
+    let other = journal.log("other", 1).unwrap();
+    journal.commit_blocking(Commit::new().release(&other, other.end())).unwrap();
+}
+
+#[tokio::test]
+async fn a_write_waits_while_another_user_has_all_the_room() {
+    let nodes = blind(1).await;
+    let (raft, values, journal) = nodes[0].clone();
+    let replicas = [(raft.clone(), values.clone())];
+    put(&replicas, 1, 1).await;
+    fill(&journal);
+    let propose = |number| {
+        let raft = raft.clone();
+        tokio::spawn(async move { raft.propose(write(2, number)).await })
+    };
+    let waiting: Vec<_> = (1..=20).map(propose).collect();
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    assert_eq!(raft.stopped(), None);
+    assert_eq!(values.number(2), 0, "nothing fits");
+    give_back(&journal);
+    for proposal in waiting {
+        proposal.await.unwrap().unwrap();
+    }
+    put(&replicas, 1, 2).await;
+    assert_eq!(values.number(1), 2);
+    assert_ne!(values.number(2), 0);
+    raft.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_leader_without_room_for_long_hands_over_and_a_group_without_room_goes_on() {
+    let nodes = blind(3).await;
+    let replicas: Vec<(Raft, Values)> =
+        nodes.iter().map(|(raft, values, _)| (raft.clone(), values.clone())).collect();
+    put(&replicas, 1, 1).await;
+    let leads = |(raft, _): &(Raft, Values)| raft.status().borrow().role == Role::Leader;
+    let at = replicas.iter().position(leads).unwrap_or(0);
+    let (old, journal) = (&nodes[at].0, &nodes[at].2);
+    fill(journal);
+    // The others write it, and then the one that cannot leads no more.
+    put(&replicas, 1, 2).await;
+    old.status().wait_for(|now| now.role != Role::Leader).await.unwrap();
+    put(&replicas, 1, 3).await;
+    assert_eq!(old.stopped(), None);
+    // Nobody has room: nothing is acknowledged, and nobody halts.
+    for (_, _, journal) in &nodes {
+        fill(journal);
+    }
+    let write = tokio::spawn({
+        let replicas = replicas.clone();
+        async move { put(&replicas, 2, 1).await }
+    });
+    for (raft, ..) in &nodes {
+        raft.status().wait_for(|now| now.role != Role::Leader).await.unwrap();
+    }
+    for (_, _, journal) in &nodes {
+        give_back(journal);
+    }
+    write.await.unwrap();
+    put(&replicas, 1, 4).await;
+    let last = replicas.iter().map(|(raft, _)| raft.status().borrow().commit).max();
+    for (raft, values) in &replicas {
+        raft.status().wait_for(|now| Some(now.durable.min(now.applied)) >= last).await.unwrap();
+        assert_eq!((values.number(1), values.number(2)), (4, 1));
+        assert_eq!(raft.stopped(), None);
+    }
+    for (raft, _) in &replicas {
+        raft.shutdown().await;
+    }
 }
 
 const PLENTY: Room = Room { bytes: 1 << 30, max_bytes: 4 << 30, share: 1 << 29 };

@@ -41,6 +41,8 @@
 //! [`codec`]; the end record is the number of its chunks (u64) and their length in bytes (u64).
 //! End records of earlier versions are without the length.
 
+#[cfg(all(test, feature = "testing"))]
+mod full_tests;
 mod pipeline;
 mod room;
 mod snapshots;

@@ -3,14 +3,15 @@
 use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use voussoir_journal::{Batch, Commit, Durability, Error, Journal, Lease, Log, Rejected};
+use tokio::runtime::Handle;
+use voussoir_journal::{Batch, Commit, Durability, Error, Journal, Lease, Log};
 
 use super::state::State;
-use super::{Current, entries_log, store_error};
+use super::{Current, Identity, entries_log, store_error};
 use crate::codec;
 use crate::store::{Completion, LogWrite, StoreError};
 use crate::types::Entry;
@@ -22,11 +23,18 @@ const BATCH_BYTES: usize = 256 << 10;
 /// Between two looks whether another restore of the group has ended.
 const TURN: Duration = Duration::from_millis(10);
 
+/// Between two attempts to write what the journal had no room for.
+pub(super) const RETRY: Duration = Duration::from_millis(100);
+
 /// Orders the writes of one group.
 ///
 /// The journal keeps commits to the same log in order, but lets small commits overtake large ones
-/// of other logs. So commits follow each other freely while all of them touch the log of entries,
-/// and one that does not (a vote) waits for those before it, as those after it wait for it.
+/// of other logs. So commits follow each other freely while all of them append entries, and one
+/// that does not (a vote, a release) waits for those before it, as those after it wait for it.
+///
+/// A commit that the journal has no room for did not happen. It stays, with all that follow it, and
+/// is tried again until there is room. Each commit of entries names the position where they stand,
+/// so that the journal takes none that follows one that it has refused.
 #[derive(Debug)]
 pub(super) struct Pipeline {
     journal: Journal,
@@ -38,6 +46,8 @@ pub(super) struct Pipeline {
 struct Queue {
     /// As the last write leaves it.
     stored: State,
+    /// As the last write that has landed left it.
+    landed_state: State,
     /// Position of the next state record.
     state_end: u64,
     /// Where entries are written.
@@ -53,24 +63,44 @@ struct Queue {
     flying: VecDeque<Flight>,
     /// Number of the first of `flying`.
     landed: u64,
-    /// All of `flying` touch the log of entries.
+    /// All of `flying` append entries.
     in_order: bool,
+    /// The journal had no room for the first of `backlog`.
+    is_short: bool,
+    /// A task is about to try that again.
+    retries: bool,
+    /// Where such a task runs: the runtime of the group. The journal's threads have none.
+    runtime: Option<Handle>,
     failed: Option<StoreError>,
 }
 
 /// One commit: a part of a write or all of it.
 #[derive(Debug)]
 struct Step {
+    /// All of it but the state record.
     commit: Commit,
-    touches_entries: bool,
+    /// What the state record says, if there is one.
+    state: Option<State>,
+    /// Appends entries, and changes their log in no other way.
+    appends: bool,
+    /// The first index that it appends or cuts; `u64::MAX` for none.
+    from: u64,
+    /// The snapshot that it makes current, where it does nothing else.
+    adopts: Option<Current>,
     /// For the last part.
     done: Option<Completion>,
 }
 
 #[derive(Debug)]
 struct Flight {
-    done: Option<Completion>,
-    result: Option<Result<(), StoreError>>,
+    step: Step,
+    result: Option<Result<(), Error>>,
+}
+
+impl Flight {
+    fn is_refused(&self) -> bool {
+        matches!(&self.result, Some(Err(error)) if error.is_retryable())
+    }
 }
 
 /// What has to be told once the queue is unlocked.
@@ -96,6 +126,7 @@ impl Pipeline {
         stored: State,
     ) -> Arc<Self> {
         let queue = Queue {
+            landed_state: stored.clone(),
             stored,
             damaged,
             state_end: state.end(),
@@ -106,6 +137,9 @@ impl Pipeline {
             flying: VecDeque::new(),
             landed: 0,
             in_order: true,
+            is_short: false,
+            retries: false,
+            runtime: None,
             failed: None,
         };
         Arc::new(Self { journal, state, queue: Mutex::new(queue) })
@@ -179,7 +213,8 @@ impl Pipeline {
         let mut queue = self.queue.lock();
         (queue.first, queue.end) = (log.first(), log.end());
         (queue.entries, queue.damaged) = (log, Some(damaged));
-        (queue.stored, queue.state_end) = (stored, state_end + 1);
+        (queue.landed_state, queue.stored) = (stored.clone(), stored);
+        queue.state_end = state_end + 1;
         Ok(())
     }
 
@@ -222,10 +257,12 @@ impl Pipeline {
     pub(super) async fn settled(self: &Arc<Self>) -> Result<(), StoreError> {
         let (done, landed) = tokio::sync::oneshot::channel();
         {
-            let queue = self.queue.lock();
+            let mut queue = self.queue.lock();
             if let Some(error) = &queue.failed {
                 return Err(error.clone());
             }
+            // That of before may have ended, with the task in it that was to try again.
+            (queue.runtime, queue.retries) = (Handle::try_current().ok(), false);
             if queue.backlog.is_empty() && queue.flying.is_empty() {
                 return Ok(());
             }
@@ -248,12 +285,16 @@ impl Pipeline {
         let batches = batches(&self.state, &write.entries);
         let told = {
             let mut queue = self.queue.lock();
-            match self.plan(&mut queue, &write, adopts, batches, done) {
+            if queue.runtime.is_none() {
+                queue.runtime = Handle::try_current().ok();
+            }
+            let told = match queue.plan(&write, adopts, batches, done) {
                 Ok(()) => self.pump(&mut queue),
                 Err(told) => told,
-            }
+            };
+            (told, queue.take_retry())
         };
-        tell(told);
+        self.tell(told);
     }
 
     /// A write cannot be carried out: nothing may follow it.
@@ -262,129 +303,67 @@ impl Pipeline {
         done.complete(Err(error));
     }
 
-    /// Turns a write into commits.
-    fn plan(
-        &self,
-        queue: &mut Queue,
-        write: &LogWrite,
-        adopts: Option<Current>,
-        batches: Vec<Batch>,
-        done: Completion,
-    ) -> Result<(), Told> {
-        if let Some(error) = &queue.failed {
-            return Err(vec![(done, Err(error.clone()))]);
-        }
-        let mut commit = Commit::new();
-        if write.is_only_commit_index() {
-            // Nobody counts on it: it need not cost a sync.
-            commit = commit.durability(Durability::Written);
-        }
-        if write.entries.is_empty() {
-            // A state record replaces the one before, and a vote, a release or a snapshot that
-            // becomes current must not fail where the journal is full of entries.
-            commit = commit.frees_space();
-        }
-        let mut touches_entries = false;
-        if let Some(from) = write.truncate_from.map(|from| from.max(queue.first))
-            && from < queue.end
-        {
-            (commit, touches_entries) = (commit.truncate(&queue.entries, from), true);
-            queue.end = from;
-        }
-        if let Some(upto) = write.release.filter(|upto| *upto > queue.first) {
-            (commit, touches_entries) = (commit.release(&queue.entries, upto), true);
-            queue.first = upto;
-            queue.end = queue.end.max(upto);
-        }
-        if let Some(first) = write.entries.first()
-            && first.index != queue.end
-        {
-            let error = format!("entry {} would stand at {}", first.index, queue.end);
-            let error = StoreError::Damaged(error);
-            queue.failed = Some(error.clone());
-            return Err(vec![(done, Err(error))]);
-        }
-        queue.end += write.entries.len() as u64;
-        let replaced = queue.damaged.take_if(|_| write.repaired);
-        if let Some(damaged) = &replaced {
-            commit = commit.delete(damaged).frees_space();
-            queue.stored.log = queue.stored.written_log();
-            queue.stored.repairing = None;
-        }
-        let states = write.hard_state.is_some() || write.voters.is_some() || write.commit.is_some();
-        if adopts.is_some() || states || write.condemned || replaced.is_some() {
-            let stored = &mut queue.stored;
-            stored.commit = write.commit.unwrap_or(stored.commit);
-            stored.condemned |= write.condemned;
-            stored.hard_state = write.hard_state.unwrap_or(stored.hard_state);
-            stored.snapshot = adopts.or(stored.snapshot);
-            if write.voters.is_some() {
-                stored.voters.clone_from(&write.voters);
-            }
-            commit = commit.append(&self.state, [stored.encode()]);
-            commit = commit.release(&self.state, queue.state_end);
-            queue.state_end += 1;
-        }
-        let mut done = Some(done);
-        let mut batches = batches.into_iter().peekable();
-        loop {
-            if let Some(batch) = batches.next() {
-                (commit, touches_entries) = (commit.append_batch(&queue.entries, batch), true);
-            }
-            let done = if batches.peek().is_none() { done.take() } else { None };
-            let last = done.is_some();
-            queue.backlog.push_back(Step { commit, touches_entries, done });
-            if last {
-                return Ok(());
-            }
-            (commit, touches_entries) = (Commit::new(), false);
-        }
-    }
-
     /// Hands on what may go now.
     fn pump(self: &Arc<Self>, queue: &mut Queue) -> Told {
-        while let Some(Step { commit, touches_entries, done }) = queue.backlog.pop_front() {
+        queue.prefer_snapshot();
+        // What has been refused comes back once all that followed it has, too.
+        while !queue.flying.front().is_some_and(Flight::is_refused)
+            && let Some(step) = queue.backlog.pop_front()
+        {
             let alone = queue.flying.is_empty();
-            let may_follow = alone || (queue.in_order && touches_entries);
+            let may_follow = alone || (queue.in_order && step.appends);
             if !may_follow {
-                queue.backlog.push_front(Step { commit, touches_entries, done });
+                queue.backlog.push_front(step);
                 break;
+            }
+            let mut commit = step.commit.clone();
+            if let Some(state) = &step.state {
+                commit = commit.append(&self.state, [state.encode()]);
+                commit = commit.release(&self.state, queue.state_end);
             }
             let number = queue.landed + queue.flying.len() as u64;
             let pipeline = Arc::clone(self);
             let landed = move |result: Result<_, Error>| {
-                pipeline.landed(number, result.map(drop).map_err(store_error));
+                pipeline.landed(number, result.map(drop));
             };
-            // One at a time waits for room: a commit of this group that completes makes room for
-            // the next one, or at least calls `pump` again.
+            // One at a time waits for its turn: a commit of this group that completes makes room
+            // for the next one, or at least calls `pump` again.
             let submitted = if alone {
                 self.journal.submit_in_turn(commit, landed)
             } else {
                 self.journal.submit(commit, landed)
             };
             if let Err(rejected) = submitted {
-                let Rejected { error, commit, .. } = *rejected;
-                if matches!(error, Error::Busy { .. }) {
-                    queue.backlog.push_front(Step { commit, touches_entries, done });
+                let error = rejected.error;
+                let is_full = error.is_retryable();
+                if is_full || !alone {
+                    // Behind one that has been refused and not yet told, whatever the reason.
+                    queue.backlog.push_front(step);
+                    if alone {
+                        queue.note_shortage(&error);
+                    }
                     break;
                 }
                 let error = store_error(error);
                 let mut told = queue.fail(&error);
-                told.extend(done.map(|done| (done, Err(error))));
+                told.extend(step.done.map(|done| (done, Err(error))));
                 return told;
             }
-            queue.in_order = touches_entries && (alone || queue.in_order);
-            queue.flying.push_back(Flight { done, result: None });
+            queue.state_end += u64::from(step.state.is_some());
+            queue.in_order = step.appends && (alone || queue.in_order);
+            queue.flying.push_back(Flight { step, result: None });
         }
         Vec::new()
     }
 
     /// A commit is durable, or has failed.
-    fn landed(self: &Arc<Self>, number: u64, result: Result<(), StoreError>) {
+    fn landed(self: &Arc<Self>, number: u64, result: Result<(), Error>) {
         let told = {
             let mut queue = self.queue.lock();
             let mut told = queue.land(number, result);
-            if queue.failed.is_none() {
+            if let Some(error) = queue.take_refused_back() {
+                queue.note_shortage(&error);
+            } else if queue.failed.is_none() {
                 told.extend(self.pump(&mut queue));
             }
             if queue.backlog.is_empty() && queue.flying.is_empty() && !queue.in_order {
@@ -393,48 +372,246 @@ impl Pipeline {
                 // entries, and needs the room again.
                 (queue.backlog, queue.flying) = (VecDeque::new(), VecDeque::new());
             }
-            told
+            (told, queue.take_retry())
         };
-        tell(told);
+        self.tell(told);
+    }
+
+    /// Tells what is done, and sees to it that what the journal has no room for is tried again.
+    fn tell(self: &Arc<Self>, (told, retry): (Told, Option<Handle>)) {
+        for (done, result) in told {
+            done.complete(result);
+        }
+        let Some(runtime) = retry else { return };
+        let mut retry = Retry(Arc::downgrade(self));
+        runtime.spawn(async move {
+            tokio::time::sleep(RETRY).await;
+            if let Some(pipeline) = std::mem::take(&mut retry.0).upgrade() {
+                pipeline.retry();
+            }
+        });
+    }
+
+    fn retry(self: &Arc<Self>) {
+        let told = {
+            let mut queue = self.queue.lock();
+            queue.retries = false;
+            let told = if queue.failed.is_none() { self.pump(&mut queue) } else { Vec::new() };
+            (told, queue.take_retry())
+        };
+        self.tell(told);
+    }
+}
+
+/// A task that is about to try again.
+struct Retry(Weak<Pipeline>);
+
+impl Drop for Retry {
+    /// Its runtime has ended before: the next restore comes from another one.
+    fn drop(&mut self) {
+        if let Some(pipeline) = self.0.upgrade() {
+            pipeline.queue.lock().retries = false;
+        }
     }
 }
 
 impl Queue {
+    /// Turns a write into commits.
+    fn plan(
+        &mut self,
+        write: &LogWrite,
+        adopts: Option<Current>,
+        batches: Vec<Batch>,
+        done: Completion,
+    ) -> Result<(), Told> {
+        if let Some(error) = &self.failed {
+            return Err(vec![(done, Err(error.clone()))]);
+        }
+        let mut commit = Commit::new();
+        if write.is_only_commit_index() {
+            // Nobody counts on it: it need not cost a sync.
+            commit = commit.durability(Durability::Written);
+        }
+        let (mut cuts, mut releases) = (None, false);
+        if let Some(from) = write.truncate_from.map(|from| from.max(self.first))
+            && from < self.end
+        {
+            (commit, cuts) = (commit.truncate(&self.entries, from), Some(from));
+            self.end = from;
+        }
+        if let Some(upto) = write.release.filter(|upto| *upto > self.first) {
+            (commit, releases) = (commit.release(&self.entries, upto), true);
+            self.first = upto;
+            self.end = self.end.max(upto);
+        }
+        if let Some(first) = write.entries.first()
+            && first.index != self.end
+        {
+            let error = format!("entry {} would stand at {}", first.index, self.end);
+            let error = StoreError::Damaged(error);
+            self.failed = Some(error.clone());
+            return Err(vec![(done, Err(error))]);
+        }
+        let replaced = self.damaged.take_if(|_| write.repaired);
+        if let Some(damaged) = &replaced {
+            (commit, releases) = (commit.delete(damaged), true);
+            self.stored.log = self.stored.written_log();
+            self.stored.repairing = None;
+        }
+        let states = write.hard_state.is_some() || write.voters.is_some() || write.commit.is_some();
+        let mut state = None;
+        if adopts.is_some() || states || write.condemned || replaced.is_some() {
+            let stored = &mut self.stored;
+            stored.commit = write.commit.unwrap_or(stored.commit);
+            stored.condemned |= write.condemned;
+            stored.hard_state = write.hard_state.unwrap_or(stored.hard_state);
+            stored.snapshot = adopts.or(stored.snapshot);
+            if write.voters.is_some() {
+                stored.voters.clone_from(&write.voters);
+            }
+            state = Some(stored.clone());
+        }
+        let mut done = Some(done);
+        let mut batches = batches.into_iter().peekable();
+        // A release makes the room that the entries beside it may need.
+        if batches.peek().is_none() || releases {
+            // A state record replaces the one before, and a vote, a release or a snapshot that
+            // becomes current must not fail where the journal is full of entries.
+            let commit = std::mem::take(&mut commit).frees_space();
+            let done = if batches.peek().is_none() { done.take() } else { None };
+            let adopts = adopts.filter(|_| write.is_only_snapshot());
+            let (state, from) = (state.take(), cuts.take().unwrap_or(u64::MAX));
+            self.backlog.push_back(Step { commit, state, appends: false, from, adopts, done });
+        }
+        while let Some(batch) = batches.next() {
+            let cut = cuts.take();
+            if cut.is_none() {
+                // Has no effect where the log ends there, and is refused where it ends before.
+                commit = commit.truncate(&self.entries, self.end);
+            }
+            let (appends, from) = (cut.is_none(), cut.unwrap_or(self.end));
+            self.end += batch.len() as u64;
+            commit = commit.append_batch(&self.entries, batch);
+            let done = if batches.peek().is_none() { done.take() } else { None };
+            let state = state.take();
+            self.backlog.push_back(Step { commit, state, appends, from, adopts: None, done });
+            commit = Commit::new();
+        }
+        Ok(())
+    }
+
     /// Notes how a commit ended, and finds out what is done because of it.
-    fn land(&mut self, number: u64, result: Result<(), StoreError>) -> Told {
+    fn land(&mut self, number: u64, result: Result<(), Error>) -> Told {
         let at = number.checked_sub(self.landed).and_then(|at| usize::try_from(at).ok());
         if let Some(flight) = at.and_then(|at| self.flying.get_mut(at)) {
             flight.result = Some(result);
         }
         let mut told = Vec::new();
-        while let Some(Flight { result: Some(_), .. }) = self.flying.front() {
-            let Some(Flight { done, result: Some(result) }) = self.flying.pop_front() else {
+        let has_ended = |flight: &Flight| flight.result.is_some() && !flight.is_refused();
+        while self.flying.front().is_some_and(has_ended) {
+            let Some(Flight { step, result: Some(result) }) = self.flying.pop_front() else {
                 break;
             };
             self.landed += 1;
             if let Err(error) = result {
-                told.extend(done.map(|done| (done, Err(error.clone()))));
+                let error = store_error(error);
+                told.extend(step.done.map(|done| (done, Err(error.clone()))));
                 told.extend(self.fail(&error));
             } else {
-                told.extend(done.map(|done| (done, Ok(()))));
+                if step.adopts.is_none() {
+                    self.note_room();
+                }
+                if let Some(state) = step.state {
+                    self.landed_state = state;
+                }
+                told.extend(step.done.map(|done| (done, Ok(()))));
             }
         }
         told
+    }
+
+    /// A snapshot that becomes current makes room: it does not wait behind what has none. What it
+    /// covers goes with it, as far as nothing that waits cuts or appends it. It may be of a later
+    /// term than the disk knows, so the latest term and vote go with it too.
+    fn prefer_snapshot(&mut self) {
+        if !self.is_short || !self.flying.is_empty() {
+            return;
+        }
+        let Some(at) = self.backlog.iter().position(|step| step.adopts.is_some()) else { return };
+        let (before, current) = (self.landed_state.snapshot, self.backlog[at].adopts);
+        let others = |step: &Step| step.state.as_ref().is_some_and(|s| s.snapshot != before);
+        if at == 0 || self.backlog.range(..at).any(others) {
+            return;
+        }
+        let Some((mut step, current)) = self.backlog.remove(at).zip(current) else { return };
+        let from = self.backlog.range(..at).map(|step| step.from).min().unwrap_or(u64::MAX);
+        let State { hard_state, voters, .. } = self.stored.clone();
+        let catch_up = |state: &mut State| {
+            (state.snapshot, state.hard_state) = (Some(current), hard_state);
+            state.voters.clone_from(&voters);
+        };
+        self.backlog.range_mut(..at).filter_map(|step| step.state.as_mut()).for_each(&catch_up);
+        let mut state = self.landed_state.clone();
+        catch_up(&mut state);
+        let upto = from.min(current.index.saturating_add(1));
+        step.commit = step.commit.release(&self.entries, upto);
+        self.first = self.first.max(upto);
+        step.state = Some(state);
+        self.backlog.push_front(step);
+    }
+
+    /// The journal has no room for the first of `backlog`.
+    fn note_shortage(&mut self, error: &Error) {
+        if !std::mem::replace(&mut self.is_short, true) {
+            let Identity { node, group, .. } = self.stored.identity;
+            tracing::warn!(
+                target: "voussoir::raft", node, group, %error,
+                "no room for a write: it waits, with all that follow it"
+            );
+        }
+    }
+
+    fn note_room(&mut self) {
+        if std::mem::take(&mut self.is_short) {
+            let Identity { node, group, .. } = self.stored.identity;
+            tracing::info!(target: "voussoir::raft", node, group, "there is room for writes again");
+        }
+    }
+
+    /// Where to try again what the journal had no room for, unless a task is about to.
+    fn take_retry(&mut self) -> Option<Handle> {
+        let waits = self.is_short && self.flying.is_empty() && !self.backlog.is_empty();
+        let runtime = self.runtime.clone().filter(|_| waits && !self.retries)?;
+        self.retries = true;
+        Some(runtime)
+    }
+
+    /// Takes back what the journal had no room for, with all that was to follow it. Returns why,
+    /// once the journal has answered for all of it.
+    fn take_refused_back(&mut self) -> Option<Error> {
+        let has_ended = |flight: &Flight| flight.result.is_some();
+        if !self.flying.front().is_some_and(Flight::is_refused)
+            || !self.flying.iter().all(has_ended)
+        {
+            return None;
+        }
+        self.landed += self.flying.len() as u64;
+        let mut why = None;
+        while let Some(Flight { step, result }) = self.flying.pop_back() {
+            self.state_end -= u64::from(step.state.is_some());
+            self.backlog.push_front(step);
+            why = result.and_then(Result::err);
+        }
+        why
     }
 
     /// Nothing that follows a failed write may count.
     fn fail(&mut self, error: &StoreError) -> Told {
         let error = self.failed.get_or_insert_with(|| error.clone()).clone();
         self.landed += self.flying.len() as u64;
-        let flying = self.flying.drain(..).filter_map(|flight| flight.done);
+        let flying = self.flying.drain(..).filter_map(|flight| flight.step.done);
         let backlog = self.backlog.drain(..).filter_map(|step| step.done);
         flying.chain(backlog).map(|done| (done, Err(error.clone()))).collect()
-    }
-}
-
-fn tell(told: Told) {
-    for (done, result) in told {
-        done.complete(result);
     }
 }
 

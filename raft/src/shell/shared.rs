@@ -204,6 +204,8 @@ pub(crate) struct Shared {
     campaigns: AtomicBool,
     /// [`Event::Beat`] is among the events.
     beats: AtomicBool,
+    /// An empty write is under way that says whether the store has failed.
+    is_doubted: AtomicBool,
     /// The latest leadership that is said to have ended, by its term, until the driver takes it.
     resigned: Mutex<Option<(u64, u64)>>,
     /// The token of the next read or change.
@@ -246,6 +248,7 @@ impl Shared {
             read_room: Semaphore::new(config.max_reads.min(Semaphore::MAX_PERMITS)),
             campaigns: AtomicBool::new(false),
             beats: AtomicBool::new(false),
+            is_doubted: AtomicBool::new(false),
             resigned: Mutex::new(None),
             next_token: AtomicU64::new(1),
             max_entry_bytes: config.max_entry_bytes,
@@ -334,14 +337,21 @@ impl Shared {
     /// and the node says so and stops. It may have nothing else to write, and would stay a
     /// follower that never gets anywhere.
     pub(crate) fn doubt(self: &Arc<Self>, log: &dyn LogStore) {
-        self.write_or_stop(log, LogWrite::default());
+        // One at a time: it may have to wait for room, for which snapshots are tried for all along.
+        if !self.is_doubted.swap(true, Ordering::AcqRel) {
+            self.write_or_stop(log, LogWrite::default());
+        }
     }
 
     /// Writes what the core does not wait for. The node stops when that fails: every later write
     /// would fail too.
     pub(crate) fn write_or_stop(self: &Arc<Self>, log: &dyn LogStore, write: LogWrite) {
         let shared = Arc::clone(self);
+        let is_doubt = write.is_empty();
         let tell = move |result: Result<(), StoreError>| {
+            if is_doubt {
+                shared.is_doubted.store(false, Ordering::Release);
+            }
             if let Err(error) = result {
                 let (reason, cause) = (HaltReason::PersistFailed, Some(error.to_string()));
                 shared.tell(Event::Stop(StopReason::Halted { reason, cause }));
