@@ -80,6 +80,10 @@ pub enum ChangeRejected {
     /// [`MAX_LEARNERS`](crate::MAX_LEARNERS) learners, those that are to become voters included.
     #[error("more members than a group may have")]
     TooManyMembers,
+    /// The caller: 0 would become a member. It is mostly an id that somebody has forgotten to set,
+    /// and no node would answer to it. Do not retry.
+    #[error("0 is no id for a node that is added")]
+    NoId,
     /// The caller: the change names a node in two ways. Do not retry.
     #[error("the change names a node in two ways")]
     Contradiction,

@@ -210,13 +210,23 @@ impl Change {
         self
     }
 
-    /// What `current` becomes.
-    pub(crate) fn apply(&self, current: &Membership) -> Result<Membership, ChangeRejected> {
+    /// Whether the change makes sense, as far as it can be told without waiting for those before.
+    pub(crate) fn check(&self, current: &Membership) -> Result<(), ChangeRejected> {
         let twice = self.voters.intersection(&self.learners).next().is_some()
             || self.removed.iter().any(|id| self.voters.contains(id) || self.learners.contains(id));
+        let adds_zero = self.voters.contains(&0) || self.learners.contains(&0);
         if twice {
-            return Err(ChangeRejected::Contradiction);
+            Err(ChangeRejected::Contradiction)
+        } else if adds_zero && !current.contains(0) {
+            Err(ChangeRejected::NoId)
+        } else {
+            Ok(())
         }
+    }
+
+    /// What `current` becomes.
+    pub(crate) fn apply(&self, current: &Membership) -> Result<Membership, ChangeRejected> {
+        self.check(current)?;
         let out = |id: &u64, into: &BTreeSet<u64>| into.contains(id) || self.removed.contains(id);
         let kept = |ids: &[u64], into: &BTreeSet<u64>, other: &BTreeSet<u64>| -> BTreeSet<u64> {
             ids.iter().copied().filter(|id| !out(id, other)).chain(into.iter().copied()).collect()
@@ -276,6 +286,14 @@ mod tests {
         assert_eq!(refused(Change::new().remove(1)), ChangeRejected::NoVoters);
         assert_eq!(refused(Change::new().voter(2).remove(2)), ChangeRejected::Contradiction);
         assert_eq!(refused(Change::new().voter(2).learner(2)), ChangeRejected::Contradiction);
+        for zero in
+            [Change::new().voter(0), Change::new().learner(0), Change::new().voter(0).voter(2)]
+        {
+            assert_eq!(refused(zero), ChangeRejected::NoId);
+        }
+        Change::new().remove(0).apply(&one).expect("who is no member may be removed");
+        let begun = Change::new().learner(0).apply(&Membership::new([0, 1])).unwrap();
+        assert_eq!(begun.learners(), [0], "a group may have begun with it");
         let many = (2..40).fold(Change::new(), Change::learner);
         assert_eq!(refused(many), ChangeRejected::TooManyMembers);
         let far = Change::new().voter(2).address(2, "x".repeat(MAX_ADDRESS_BYTES + 1));

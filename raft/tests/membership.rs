@@ -535,6 +535,23 @@ fn a_member_that_hears_a_leader_still_refuses_other_candidates() {
 }
 
 #[test]
+fn a_change_that_cannot_be_is_refused_whatever_it_would_wait_for() {
+    let mut lab = Lab::growing(3, 0);
+    lab.elect_without(1, |letter| matches!(letter.message, Message::AppendAck(_)));
+    let status = lab.status(1);
+    assert!(status.commit < status.last, "it has committed nothing of its own");
+    for (token, adds, reason) in [
+        (1, Change::new().voter(4).learner(4), ChangeRejected::Contradiction),
+        (2, Change::new().voter(0), ChangeRejected::NoId),
+        (3, Change::new().learner(0), ChangeRejected::NoId),
+    ] {
+        change(&mut lab, 1, token, adds);
+        let refused = Some(Output::ChangeRejected { token, reason });
+        assert_eq!(ends(&lab, 1).last().cloned(), refused);
+    }
+}
+
+#[test]
 fn changes_that_cannot_be_are_rejected() {
     let rejected = |lab: &Lab, id: u64| match ends(lab, id).last() {
         Some(Output::ChangeRejected { reason, .. }) => Some(*reason),

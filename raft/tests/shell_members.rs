@@ -118,11 +118,48 @@ async fn leadership_is_transferred_by_one_call() {
     assert!(before.elapsed() < Duration::from_millis(100), "nobody waits for a time-out");
     let again = timeout(raft.transfer_leadership(None, soon())).await;
     assert_eq!(again, Err(TransferError::NotLeader { leader: Some(to) }));
-    // A node that has no vote.
-    let deadline = Instant::now() + Duration::from_secs(1);
-    let refused = timeout(cluster.raft(to).transfer_leadership(Some(4), deadline)).await;
-    assert_eq!(refused, Err(TransferError::TimedOut));
     say(&cluster, to, "goes on").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_transfer_to_whom_nobody_can_elect_is_refused_at_once() {
+    let cluster = growing().await;
+    let leader = cluster.led_by(3).await;
+    let raft = cluster.raft(leader);
+    timeout(raft.change(Change::new().learner(4), soon())).await.expect("it is there");
+    let before = Instant::now();
+    let refused = async |to| timeout(raft.transfer_leadership(to, soon())).await;
+    assert_eq!(refused(Some(leader)).await, Err(TransferError::ToSelf));
+    for to in [4, 5, 0, 99, u64::MAX] {
+        assert_eq!(refused(Some(to)).await, Err(TransferError::NotVoter { to }));
+    }
+    assert_eq!(Instant::now(), before);
+    say(&cluster, leader, "goes on").await;
+    let others = (1..=3).filter(|id| *id != leader).fold(Change::new(), Change::remove);
+    timeout(raft.change(others, soon())).await.expect("a majority is there");
+    let before = Instant::now();
+    assert_eq!(refused(None).await, Err(TransferError::NoOtherVoter));
+    assert_eq!(Instant::now(), before);
+    say(&cluster, leader, ", alone").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_that_adds_no_node_is_refused_at_once() {
+    let cluster = growing().await;
+    let leader = cluster.led_by(3).await;
+    let raft = cluster.raft(leader);
+    let (before, members) = (Instant::now(), raft.members().borrow().clone());
+    for change in
+        [Change::new().voter(0), Change::new().learner(0), Change::new().voter(4).voter(0)]
+    {
+        let refused = timeout(raft.change(change, soon())).await.unwrap_err();
+        assert_eq!(refused, ChangeError::Rejected(ChangeRejected::NoId));
+        assert_eq!((refused.outcome(), refused.is_retryable()), (Outcome::NotApplied, false));
+    }
+    let refused = timeout(raft.replace(leader % 3 + 1, 0, "nowhere", soon())).await;
+    assert_eq!(refused, Err(ChangeError::Rejected(ChangeRejected::NoId)));
+    assert_eq!((Instant::now(), raft.members().borrow().clone()), (before, members));
+    say(&cluster, leader, "goes on").await;
 }
 
 // It may be elected again where nobody followed it in time: that is no transfer.

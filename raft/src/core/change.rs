@@ -33,7 +33,7 @@ impl Core {
         let refusal = match &self.role {
             _ if !self.config.dynamic => Some(ChangeRejected::Fixed),
             RoleState::Leader(leads) if leads.change.is_some() => Some(ChangeRejected::InProgress),
-            RoleState::Leader(_) => None,
+            RoleState::Leader(_) => change.check(self.members.effective()).err(),
             _ => Some(ChangeRejected::NotLeader { leader }),
         };
         if let Some(reason) = refusal {

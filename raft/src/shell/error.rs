@@ -181,7 +181,20 @@ pub enum TransferError {
         /// Who leads, as far as this node knows.
         leader: Option<u64>,
     },
-    /// The deadline passed: the node that was to lead is out of reach or behind, or has no vote.
+    /// The caller: this node was to hand over to itself, and leads already. Nothing was done.
+    #[error("this node leads already")]
+    ToSelf,
+    /// The caller: the node is no member of the group, or only learns. Nothing was done; make it a
+    /// voter first ([`Change::voter`](crate::Change::voter)).
+    #[error("node {to} is no voter of the group")]
+    NotVoter {
+        /// Who was to lead.
+        to: u64,
+    },
+    /// The caller: no other node of the group votes. Nothing was done; add one first.
+    #[error("the group has no other voter")]
+    NoOtherVoter,
+    /// The deadline passed: the node that was to lead is out of reach or behind.
     #[error("leadership was not handed over before the deadline")]
     TimedOut,
     /// The node has stopped.

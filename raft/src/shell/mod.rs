@@ -395,6 +395,7 @@ impl Raft {
         if leader != Some(own) {
             return Err(TransferError::NotLeader { leader });
         }
+        check_next_leader(&self.members().borrow(), own, to)?;
         if shared.events.push(Event::TransferLeadership { to }).is_err() {
             return Err(TransferError::Stopped(shared.why_stopped()));
         }
@@ -478,6 +479,18 @@ impl Raft {
         let mut status = self.handle.status.clone();
         // The sender goes last.
         while status.changed().await.is_ok() {}
+    }
+}
+
+/// Whether `own` may hand over to `to`, or to anybody.
+fn check_next_leader(members: &Membership, own: u64, to: Option<u64>) -> Result<(), TransferError> {
+    match to {
+        Some(to) if to == own => Err(TransferError::ToSelf),
+        Some(to) if !members.is_voter(to) => Err(TransferError::NotVoter { to }),
+        None if !members.members().any(|id| id != own && members.is_voter(id)) => {
+            Err(TransferError::NoOtherVoter)
+        }
+        _ => Ok(()),
     }
 }
 
