@@ -224,6 +224,50 @@ async fn a_snapshot_that_went_ahead_is_a_state_to_start_from() {
     assert_eq!((core.hard_state().term, core.status().last), (5, 3));
 }
 
+/// The store of before is dropped with a vote and entries on their way, some of which it has not
+/// even handed to the journal.
+#[tokio::test]
+async fn a_store_is_opened_behind_the_writes_of_an_earlier_one() {
+    let World { journal, store, .. } = World::new();
+    for index in 1..=9 {
+        let data = Bytes::from(vec![index as u8; ENTRY]);
+        let entries = vec![Entry { term: 5, index, kind: EntryKind::Command, data }];
+        store.write(LogWrite { entries, ..LogWrite::default() }, Completion::new(|_| ()));
+        let hard_state = Some(HardState { term: 5 + index, vote: Some(3) });
+        store.write(LogWrite { hard_state, ..LogWrite::default() }, Completion::new(|_| ()));
+    }
+    drop(store);
+    let store = JournalStore::open(&journal, IDENTITY).unwrap();
+    let restored = store.restore_now().unwrap();
+    assert_eq!((restored.last(), restored.hard_state().term), (Some(9), 14));
+    let end = journal.log("raft.log", IDENTITY.group).unwrap().end();
+    while journal.work(0) != Work::Idle {}
+    assert_eq!(journal.log("raft.log", IDENTITY.group).unwrap().end(), end, "nothing comes later");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_room_ends_when_another_store_is_opened() {
+    let mut world = World::new();
+    world.append(1);
+    world.work().await;
+    world.fill();
+    world.fill_up();
+    world.append(2);
+    world.work().await;
+    let store = JournalStore::open(&world.journal, IDENTITY).unwrap();
+    assert_eq!(store.restore_now().unwrap().last(), Some(1));
+    assert!(matches!(world.told.lock()[..], [_, (2, Err(StoreError::Abandoned))]));
+    world.release_other();
+    world.work().await;
+    let earlier = std::mem::replace(&mut world.store, store);
+    world.told.lock().clear();
+    world.append(2);
+    world.work().await;
+    drop(earlier);
+    assert_eq!(world.durable(), [2]);
+    world.assert_entries(1, 2).await;
+}
+
 /// Whatever has become of the log meanwhile: no entry stands at another position than its index.
 #[tokio::test(start_paused = true)]
 async fn an_entry_stands_where_it_belongs_or_is_refused() {

@@ -57,7 +57,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use voussoir_journal::{Commit, Health, Journal, Log, ReadError};
 
-use self::pipeline::Pipeline;
+use self::pipeline::{Pipeline, Stores};
 use self::room::Ledger;
 use self::snapshots::{Adoption, Snapshots};
 use self::state::State;
@@ -146,7 +146,7 @@ pub enum OpenError {
 /// Clones are the same store. Open one per group; a second one for the same group would write
 /// between the lines of the first. To start a group again in the same process, hand the same store
 /// over, which waits for what is still being written; or open another one once
-/// [`Raft::shutdown`](crate::Raft::shutdown) has returned, unless the disk hangs.
+/// [`Raft::shutdown`](crate::Raft::shutdown) has returned, which waits for that too.
 #[derive(Clone, Debug)]
 pub struct JournalStore {
     inner: Arc<Inner>,
@@ -196,13 +196,17 @@ impl JournalStore {
     /// was lost or mixed up is refused here, because with an empty log it could vote a second
     /// time in one term, and against what it has acknowledged.
     ///
-    /// Waits for the disk when it has the remains of snapshots to remove.
+    /// Waits for the disk when it has the remains of snapshots to remove, or when this process had
+    /// another store of the group on the same journal, some of whose writes may still be under way.
+    /// Of these, those that wait for room fail.
     ///
     /// # Errors
     /// [`OpenError::Absent`] when there is no data, [`OpenError::WrongNode`] when it belongs to
     /// another node; the other variants where the journal fails. Damaged data is no error here:
     /// the node that starts with it says so, and is repaired by its peers or halts.
     pub fn open(journal: &Journal, identity: Identity) -> Result<Self, OpenError> {
+        let stores: Arc<Stores> = journal.shared();
+        stores.settle(journal, identity.group)?;
         let logs = Logs::find(journal, identity)?;
         if logs.are_new() {
             return Err(OpenError::Absent { wanted: identity });
@@ -217,6 +221,7 @@ impl JournalStore {
         let damaged =
             state.repairing.map(|_| entries_log(journal, group, state.log)).transpose()?;
         let pipeline = Pipeline::new(journal.clone(), entries, damaged, logs.state, state);
+        stores.note(group, &pipeline);
         let ledger = journal.shared();
         Ok(Self { inner: Arc::new(Inner { sound, pipeline, snapshots, group, ledger }) })
     }
@@ -241,6 +246,7 @@ impl JournalStore {
     /// # Cancel safety
     /// After a dropped future the group may be there or gone. Call it again.
     pub async fn delete(journal: &Journal, group: u64) -> Result<(), voussoir_journal::Error> {
+        journal.shared::<Stores>().forget(group);
         let mut commit = Commit::new();
         for namespace in ["raft.log", "raft.state"] {
             commit = commit.delete(&journal.log(namespace, group)?);

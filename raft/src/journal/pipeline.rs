@@ -1,8 +1,9 @@
 //! Writes on their way to the journal, in order.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -100,6 +101,33 @@ struct Flight {
 impl Flight {
     fn is_refused(&self) -> bool {
         matches!(&self.result, Some(Err(error)) if error.is_retryable())
+    }
+}
+
+/// The groups that had a store on one opened journal.
+#[derive(Debug, Default)]
+pub(super) struct Stores {
+    by_group: Mutex<BTreeMap<u64, Weak<Pipeline>>>,
+}
+
+impl Stores {
+    /// Waits until nothing of an earlier store of the group is on its way, if there was one: its
+    /// writes, and snapshots that it had staged. What waits for room there never happens.
+    pub(super) fn settle(&self, journal: &Journal, group: u64) -> Result<(), Error> {
+        let Some(earlier) = self.by_group.lock().get(&group).cloned() else { return Ok(()) };
+        if let Some(pipeline) = earlier.upgrade() {
+            pipeline.settle_blocking()?;
+        }
+        journal.commit_blocking(Commit::new()).map(drop)
+    }
+
+    pub(super) fn note(&self, group: u64, pipeline: &Arc<Pipeline>) {
+        self.by_group.lock().insert(group, Arc::downgrade(pipeline));
+    }
+
+    /// The group has been deleted.
+    pub(super) fn forget(&self, group: u64) {
+        self.by_group.lock().remove(&group);
     }
 }
 
@@ -273,6 +301,25 @@ impl Pipeline {
         };
         self.write(LogWrite::default(), None, Completion::new(tell));
         landed.await.unwrap_or(Err(StoreError::Abandoned))
+    }
+
+    /// As [`settled`](Self::settled), in this thread, but gives up what waits for room.
+    fn settle_blocking(self: &Arc<Self>) -> Result<(), Error> {
+        let is_settled = Arc::new(AtomicBool::new(false));
+        let ended = Arc::clone(&is_settled);
+        let done = Completion::new(move |_| ended.store(true, Ordering::Release));
+        self.write(LogWrite::default(), None, done);
+        // Ends: each turn waits for all that is with the journal, and hands more of the rest to it.
+        while !is_settled.load(Ordering::Acquire) {
+            let told = {
+                let mut queue = self.queue.lock();
+                let waits = queue.is_short && queue.flying.is_empty();
+                if waits { queue.fail(&StoreError::Abandoned) } else { Vec::new() }
+            };
+            self.tell((told, None));
+            self.journal.commit_blocking(Commit::new())?;
+        }
+        Ok(())
     }
 
     /// Takes a write, with the snapshot that it makes current.
