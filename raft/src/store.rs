@@ -109,6 +109,9 @@ pub trait LogStore: Send + Sync + 'static {
     async fn open_snapshot(&self) -> Result<Option<Box<dyn SnapshotReader>>, StoreError>;
 }
 
+/// A group with less than this behind its snapshot takes no other one to make room, in bytes.
+pub(crate) const SMALL_LOG: u64 = 64 << 10;
+
 /// How much room a store has for the entries of a group.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Room {

@@ -31,25 +31,28 @@ impl Core {
 
     /// Whether the room for entries is so little that they are turned away.
     pub(crate) fn is_short_of_room(&self) -> bool {
-        let total = self.log.total();
-        self.left.is_some_and(|left| left.after(total) <= left.room.max_bytes / REFUSING)
+        self.has_at_most_one_of(REFUSING)
     }
 
-    /// Whether nothing is to be kept in the log for slow followers.
-    fn is_scarce(&self) -> bool {
+    /// Whether no more than one of so many parts of the store is left for entries.
+    fn has_at_most_one_of(&self, parts: u64) -> bool {
         let total = self.log.total();
-        self.left.is_some_and(|left| left.after(total) <= left.room.max_bytes / SCARCE)
+        self.left.is_some_and(|left| left.after(total) <= left.room.max_bytes / parts)
     }
 
     /// How many bytes of entries before the next snapshot stay in the log.
     pub(super) fn kept_bytes(&self) -> u64 {
         let Some(left) = self.left else { return self.config.keep_bytes };
-        if self.is_scarce() { 0 } else { self.config.keep_bytes.min(left.room.share / 2) }
+        if self.has_at_most_one_of(SCARCE) {
+            0
+        } else {
+            self.config.keep_bytes.min(left.room.share / 2)
+        }
     }
 
     /// The first entry that stays for a follower, where there is room for that.
     pub(super) fn kept_for_followers(&self, needed: u64) -> u64 {
-        if self.is_scarce() { u64::MAX } else { needed }
+        if self.has_at_most_one_of(SCARCE) { u64::MAX } else { needed }
     }
 
     /// The weight of entries that may be handed to the store now. 0: none.
@@ -67,7 +70,7 @@ impl Core {
     pub(super) fn on_room(&mut self, room: Room) {
         let weight = self.log.weight_upto(self.storage.durable());
         self.left = Some(Left { room, weight });
-        if self.is_scarce() {
+        if self.has_at_most_one_of(SCARCE) {
             self.on_compact(u64::MAX);
         }
         let (busy, failed) = (self.taking_snapshot || self.installing.is_some(), self.failed_at);

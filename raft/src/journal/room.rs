@@ -9,10 +9,7 @@ use std::collections::BTreeMap;
 use parking_lot::Mutex;
 use voussoir_journal::Journal;
 
-use crate::store::Room;
-
-/// A group with less than this behind its snapshot need not take another one soon.
-const SMALL_LOG: u64 = 64 << 10;
+use crate::store::{Room, SMALL_LOG};
 
 /// Segments that are left beside the snapshots, of a journal of at least 24: one is begun, and each
 /// end of a log that is released or deleted keeps a part of one.

@@ -1,7 +1,7 @@
 //! Looks how much room the store has for entries, and tells the core.
 
 use crate::core::{Core, Input};
-use crate::store::LogStore;
+use crate::store::{LogStore, SMALL_LOG};
 
 /// Between two looks while entries come in, or while the room is short, in nanoseconds.
 const INTERVAL: u64 = 100_000_000;
@@ -12,8 +12,6 @@ const WEIGHT: u64 = 256 << 10;
 const AT_REST: u64 = 5_000_000_000;
 /// The same while less than a quarter of the store is left.
 const AT_REST_WHEN_LOW: u64 = 1_000_000_000;
-/// A log of less is not worth a snapshot, in bytes.
-const SMALL_LOG: u64 = 64 << 10;
 
 /// When the store was last asked.
 #[derive(Debug, Default)]
