@@ -1,6 +1,9 @@
 //! Writes that the journal has no room for wait, in order, and go on by themselves.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -243,6 +246,27 @@ async fn a_store_is_opened_behind_the_writes_of_an_earlier_one() {
     let end = journal.log("raft.log", IDENTITY.group).unwrap().end();
     while journal.work(0) != Work::Idle {}
     assert_eq!(journal.log("raft.log", IDENTITY.group).unwrap().end(), end, "nothing comes later");
+}
+
+#[tokio::test]
+async fn nothing_of_a_deleted_group_comes_back() {
+    let World { journal, store, .. } = World::new();
+    for index in 1..=9 {
+        let data = Bytes::from(vec![index as u8; ENTRY]);
+        let entries = vec![Entry { term: 5, index, kind: EntryKind::Command, data }];
+        store.write(LogWrite { entries, ..LogWrite::default() }, Completion::new(|_| ()));
+        let hard_state = Some(HardState { term: 5 + index, vote: Some(3) });
+        store.write(LogWrite { hard_state, ..LogWrite::default() }, Completion::new(|_| ()));
+    }
+    drop(store);
+    let mut deleted = pin!(JournalStore::delete(&journal, IDENTITY.group));
+    while poll_fn(|cx| Poll::Ready(deleted.as_mut().poll(cx))).await.is_pending() {
+        journal.work(0);
+        tokio::task::yield_now().await;
+    }
+    while journal.work(0) != Work::Idle {}
+    assert_eq!(JournalStore::groups(&journal), Vec::<u64>::new());
+    JournalStore::create(&journal, IDENTITY).expect("nothing is there");
 }
 
 #[tokio::test(start_paused = true)]

@@ -238,7 +238,8 @@ impl JournalStore {
     /// Deletes all that the journal holds of a group, of whichever node, in one commit: after a
     /// crash the group is there as a whole, or gone. It must have been stopped here, and this node
     /// must be none of its members any more: a voter that forgets its vote is an error of the
-    /// cluster's.
+    /// cluster's. Waits, as [`open`](Self::open) does, for what its last store here still has under
+    /// way, which would bring a part of the group back.
     ///
     /// # Errors
     /// The error of the journal. Where its outcome is unknown the group may be gone.
@@ -246,7 +247,9 @@ impl JournalStore {
     /// # Cancel safety
     /// After a dropped future the group may be there or gone. Call it again.
     pub async fn delete(journal: &Journal, group: u64) -> Result<(), voussoir_journal::Error> {
-        journal.shared::<Stores>().forget(group);
+        let (stores, of) = (journal.shared::<Stores>(), journal.clone());
+        let settled = blocking(move || stores.settle(&of, group).map(|()| stores.forget(group)));
+        settled.await.unwrap_or(Err(voussoir_journal::Error::Closed))?;
         let mut commit = Commit::new();
         for namespace in ["raft.log", "raft.state"] {
             commit = commit.delete(&journal.log(namespace, group)?);
