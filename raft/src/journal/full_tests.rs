@@ -148,6 +148,25 @@ async fn writes_wait_for_room_in_order_and_go_on_by_themselves() {
     }
 }
 
+/// The journal is not at its limit, and refuses the writes all the same.
+#[tokio::test(start_paused = true)]
+async fn while_a_write_waits_there_is_no_room_for_entries() {
+    let world = World::new();
+    world.append(1);
+    world.work().await;
+    assert!(world.store.room(0).unwrap().bytes > 0);
+    let log = world.journal.log("raft.log", IDENTITY.group).unwrap();
+    log.set_quota(Some(3 * ENTRY as u64));
+    (2..=9).for_each(|index| world.append(index));
+    world.work().await;
+    assert!(world.durable().len() < 9);
+    assert_eq!(world.store.room(0).unwrap().bytes, 0);
+    log.set_quota(None);
+    world.work().await;
+    assert_eq!(world.durable(), (1..=9).collect::<Vec<_>>());
+    assert!(world.store.room(0).unwrap().bytes > 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_release_goes_before_the_entries_beside_it() {
     let world = World::new();

@@ -457,9 +457,14 @@ impl LogStore for JournalStore {
     }
 
     fn room(&self, log_bytes: u64) -> Option<Room> {
-        let Inner { snapshots, group, ledger, .. } = &*self.inner;
+        let Inner { snapshots, group, ledger, pipeline, .. } = &*self.inner;
         let (current, staged) = snapshots.sizes();
-        Some(ledger.room(snapshots.journal(), *group, current, staged, log_bytes))
+        let mut room = ledger.room(snapshots.journal(), *group, current, staged, log_bytes);
+        if pipeline.is_short() {
+            // Whatever the limits say: the disk may be full, or the log over a quota.
+            room.bytes = 0;
+        }
+        Some(room)
     }
 
     async fn restore(&self) -> Result<Restored, StoreError> {

@@ -173,6 +173,11 @@ impl Pipeline {
         Arc::new(Self { journal, state, queue: Mutex::new(queue) })
     }
 
+    /// Whether a write waits for room.
+    pub(super) fn is_short(&self) -> bool {
+        self.queue.lock().is_short
+    }
+
     /// The log that entries are written to.
     pub(super) fn entries(&self) -> Log {
         self.queue.lock().entries.clone()
