@@ -171,13 +171,6 @@ impl LogWrite {
         self.commit.is_some() && self.binds_nothing()
     }
 
-    /// Whether it makes a snapshot current and does nothing else.
-    pub(crate) fn is_only_snapshot(&self) -> bool {
-        let is_bare = self.truncate_from.is_none() && self.release.is_none();
-        let is_rest_empty = self.entries.is_empty() && self.hard_state.is_none();
-        self.snapshot.is_some() && is_bare && is_rest_empty && !self.condemned && !self.repaired
-    }
-
     /// Whether nothing in it has to survive a crash.
     fn binds_nothing(&self) -> bool {
         self.snapshot.is_none()

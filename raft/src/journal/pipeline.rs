@@ -531,7 +531,7 @@ impl Queue {
             // becomes current must not fail where the journal is full of entries.
             let commit = std::mem::take(&mut commit).frees_space();
             let done = if batches.peek().is_none() { done.take() } else { None };
-            let adopts = adopts.filter(|_| write.is_only_snapshot());
+            let adopts = adopts.filter(|_| does_nothing_else(write));
             let (state, from) = (state.take(), cuts.take().unwrap_or(u64::MAX));
             self.backlog.push_back(Step { commit, state, appends: false, from, adopts, done });
         }
@@ -665,6 +665,13 @@ impl Queue {
         let backlog = self.backlog.drain(..).filter_map(|step| step.done);
         flying.chain(backlog).map(|done| (done, Err(error.clone()))).collect()
     }
+}
+
+/// Whether a write that makes a snapshot current does nothing else.
+fn does_nothing_else(write: &LogWrite) -> bool {
+    let leaves_entries = write.truncate_from.is_none() && write.release.is_none();
+    let is_bare = write.entries.is_empty() && write.hard_state.is_none();
+    leaves_entries && is_bare && !write.condemned && !write.repaired
 }
 
 /// Entries as batches of the journal that `log` is in.
