@@ -6,6 +6,9 @@ use std::time::Duration;
 use crate::error::ConfigError;
 use crate::types::MAX_VOTERS;
 
+/// What is replaced by what the store takes, where that is less.
+pub(crate) const DEFAULT_MAX_ENTRY_BYTES: usize = (1 << 20) - 1024;
+
 /// How a node is set up. Start from [`Config::new`] and change fields; checked by
 /// [`Core::new`](crate::core::Core::new).
 ///
@@ -64,8 +67,10 @@ pub struct Config {
     /// sends the rest again. Default 200 ms.
     pub resend_interval: Duration,
 
-    /// The longest command, in bytes. Default 1 MiB less 1 KiB, which is what a batch of the
-    /// journal holds.
+    /// The longest command, in bytes; the same on all nodes. Default 1 MiB less 1 KiB, which is
+    /// what a journal with segments of at least 4 MiB takes. With the default, a node whose store
+    /// takes less ([`LogStore::max_entry_bytes`](crate::LogStore::max_entry_bytes)) has that as
+    /// its limit; with any other value that is above it, the node does not start.
     pub max_entry_bytes: usize,
     /// Entries in one append message. Default 4,096.
     pub max_append_entries: usize,
@@ -146,7 +151,7 @@ impl Default for Config {
             disk_stall: Duration::from_secs(1),
             quiesce_after: Some(Duration::from_secs(1)),
             resend_interval: Duration::from_millis(200),
-            max_entry_bytes: (1 << 20) - 1024,
+            max_entry_bytes: DEFAULT_MAX_ENTRY_BYTES,
             max_append_entries: 4096,
             max_append_bytes: 1 << 20,
             max_inflight_appends: 64,

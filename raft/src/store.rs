@@ -25,7 +25,8 @@ pub type Cause = Arc<dyn std::error::Error + Send + Sync + 'static>;
 #[async_trait]
 pub trait LogStore: Send + Sync + 'static {
     /// The longest entry that the store takes, in bytes. A node with a larger
-    /// [`Config::max_entry_bytes`](crate::Config) does not start. Unlimited by default.
+    /// [`Config::max_entry_bytes`](crate::Config) does not start, unless that is the default: then
+    /// this is the node's limit. Unlimited by default.
     fn max_entry_bytes(&self) -> usize {
         usize::MAX
     }

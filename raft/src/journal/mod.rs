@@ -8,7 +8,7 @@
 //! | `raft.log.GROUP`/number | index of the entry | the same, once the log before it had lost some |
 //! | `raft.state`/group | the last one counts | identity, hard state, current snapshot |
 //! | `raft.snapshot.GROUP`/number | 0 | name of the snapshot |
-//! | | 1 and on | its chunks |
+//! | | 1 and on | its chunks, each in as many records as the end says |
 //! | | the last | its end: all of it was written |
 //!
 //! The log of entries has the number 0, and is then `raft.log`, or another one, by the state
@@ -38,8 +38,10 @@
 //! | | u64 each | the voters under which the log was begun |
 //!
 //! The name record of a snapshot is its identity (u64) and then the snapshot as in
-//! [`codec`]; the end record is the number of its chunks (u64) and their length in bytes (u64).
-//! End records of earlier versions are without the length.
+//! [`codec`]; the end record is the number of its chunks (u64), their length in bytes (u64), and how
+//! many records each chunk takes (u64), the last ones of which may be empty. The third is left out
+//! where it is 1, which it is in segments of at least 4 MiB. End records of earlier versions are
+//! without the length, too.
 
 #[cfg(all(test, feature = "testing"))]
 mod full_tests;
@@ -74,6 +76,16 @@ const RESTORE_BYTES: usize = 4 << 20;
 
 /// The longest entry that a batch of the journal holds, in bytes.
 const MAX_ENTRY_BYTES: usize = (1 << 20) - 1024;
+
+/// More than a commit of one entry takes beside its data: the heads of the entry and of the frame,
+/// a truncation, and a state record with all voters, which replaces the one before.
+const COMMIT_HEAD_BYTES: u64 = 1024;
+
+/// The longest entry that a commit to this journal holds, in bytes.
+fn max_entry_bytes(journal: &Journal) -> usize {
+    let bytes = journal.max_commit_bytes() - COMMIT_HEAD_BYTES;
+    MAX_ENTRY_BYTES.min(usize::try_from(bytes).unwrap_or(usize::MAX))
+}
 
 /// Whose data it is. Kept with the data, so that a directory is never taken for another node's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -453,7 +465,7 @@ fn load(
 #[async_trait]
 impl LogStore for JournalStore {
     fn max_entry_bytes(&self) -> usize {
-        MAX_ENTRY_BYTES
+        max_entry_bytes(self.inner.snapshots.journal())
     }
 
     fn room(&self, log_bytes: u64) -> Option<Room> {

@@ -12,13 +12,13 @@ use tokio::runtime::Handle;
 use voussoir_journal::{Batch, Commit, Durability, Error, Journal, Lease, Log};
 
 use super::state::State;
-use super::{Current, Identity, entries_log, store_error};
+use super::{Current, Identity, entries_log, max_entry_bytes, store_error};
 use crate::codec;
 use crate::store::{Completion, LogWrite, StoreError};
 use crate::types::Entry;
 
-/// About how long a batch of entries is, in bytes: long enough to cost nothing beside a sync,
-/// short enough for small segments. One entry may exceed it.
+/// About how long a batch of entries is, in bytes, where the segments allow it: long enough to cost
+/// nothing beside a sync. One entry may exceed it.
 const BATCH_BYTES: usize = 256 << 10;
 
 /// Between two looks whether another restore of the group has ended.
@@ -334,7 +334,8 @@ impl Pipeline {
         adopts: Option<Current>,
         done: Completion,
     ) {
-        let batches = batches(&self.state, &write.entries);
+        let most = max_entry_bytes(&self.journal).min(BATCH_BYTES);
+        let batches = batches(&self.state, &write.entries, most);
         let told = {
             let mut queue = self.queue.lock();
             if queue.runtime.is_none() {
@@ -531,7 +532,7 @@ impl Queue {
             // becomes current must not fail where the journal is full of entries.
             let commit = std::mem::take(&mut commit).frees_space();
             let done = if batches.peek().is_none() { done.take() } else { None };
-            let adopts = adopts.filter(|_| does_nothing_else(write));
+            let adopts = adopts.filter(|_| write.is_only_snapshot());
             let (state, from) = (state.take(), cuts.take().unwrap_or(u64::MAX));
             self.backlog.push_back(Step { commit, state, appends: false, from, adopts, done });
         }
@@ -667,15 +668,9 @@ impl Queue {
     }
 }
 
-/// Whether a write that makes a snapshot current does nothing else.
-fn does_nothing_else(write: &LogWrite) -> bool {
-    let leaves_entries = write.truncate_from.is_none() && write.release.is_none();
-    let is_bare = write.entries.is_empty() && write.hard_state.is_none();
-    leaves_entries && is_bare && !write.condemned && !write.repaired
-}
-
-/// Entries as batches of the journal that `log` is in.
-fn batches(log: &Log, entries: &[Entry]) -> Vec<Batch> {
+/// Entries as batches of the journal that `log` is in, of at most so many bytes. One entry may
+/// exceed it.
+fn batches(log: &Log, entries: &[Entry], most: usize) -> Vec<Batch> {
     let mut batches = Vec::new();
     let mut rest = entries;
     while !rest.is_empty() {
@@ -683,7 +678,7 @@ fn batches(log: &Log, entries: &[Entry]) -> Vec<Batch> {
         let mut fits = |entry: &Entry| {
             let first = bytes == 0;
             bytes += entry.data.len() + codec::ENTRY_HEAD_BYTES + 4;
-            first || bytes <= BATCH_BYTES
+            first || bytes <= most
         };
         let count = rest.iter().take_while(|entry| fits(entry)).count();
         let (now, later) = rest.split_at(count);

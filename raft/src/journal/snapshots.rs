@@ -1,12 +1,13 @@
 //! Snapshots in logs of their own.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
-use voussoir_journal::{Batch, Commit, Durability, Health, Journal, Log};
+use voussoir_journal::{Batch, Commit, Durability, Health, Journal, Log, ReadError};
 
 use super::{Current, OpenError, blocking, intact, read_failed, stopped, store_error};
 use crate::codec;
@@ -17,6 +18,9 @@ use crate::types::SnapshotMeta;
 
 /// Records of a snapshot's log beside the chunks: the name and the end.
 const EXTRA_RECORDS: u64 = 2;
+
+/// More than the ends of all records of one chunk take in a batch, in the smallest segments.
+const ENDS_BYTES: u64 = 1024;
 
 /// The snapshots of one group.
 #[derive(Debug)]
@@ -113,8 +117,7 @@ impl Snapshots {
         current: Current,
     ) -> Result<Option<SnapshotMeta>, StoreError> {
         let log = self.log(current.number)?;
-        let is_whole = log.bounds() == (0..current.chunks + EXTRA_RECORDS);
-        if !is_whole || log.health() != Health::Intact {
+        if log.health() != Health::Intact || read_end(&log, current.chunks)?.is_none() {
             return Ok(None);
         }
         let agrees =
@@ -147,8 +150,9 @@ impl Snapshots {
             this.journal.commit(clean).await.map_err(store_error)?;
         }
         let snapshots = Arc::clone(this);
-        let writer = Writer { snapshots, log, current, bytes: 0, finished: false };
-        writer.record(record.freeze(), Durability::Written).await?;
+        let pieces = Pieces::of(&this.journal);
+        let writer = Writer { snapshots, log, current, pieces, bytes: 0, finished: false };
+        writer.write(Batch::from(record.freeze()), Durability::Written).await?;
         Ok(writer)
     }
 
@@ -199,14 +203,16 @@ impl Snapshots {
             log: None,
             name: SnapshotName { meta: SnapshotMeta::default(), identity: current.identity },
             chunks: current.chunks,
+            per_chunk: 1,
             bytes: 0,
         };
         let log = this.log(current.number)?;
         let name = read_name(&log)?.filter(|name| current.is(&name.meta));
         reader.name = name.ok_or_else(|| StoreError::Damaged("the snapshot's name".to_owned()))?;
-        // Ends that were written before they held the length are shorter.
-        let length = read_length(&log, current.chunks);
-        reader.bytes = length.unwrap_or_else(|| log.info().bytes);
+        let end = read_end(&log, current.chunks)?;
+        let end = end.ok_or_else(|| StoreError::Damaged("the snapshot's end".to_owned()))?;
+        reader.bytes = end.bytes.unwrap_or_else(|| log.info().bytes);
+        reader.per_chunk = end.per_chunk;
         reader.log = Some(log);
         Ok(Some(reader))
     }
@@ -231,11 +237,48 @@ fn read_name(log: &Log) -> Result<Option<SnapshotName>, StoreError> {
     Ok(intact(log.read(0))?.and_then(named))
 }
 
-/// The length of all chunks by the record behind them; `None` when it does not say.
-fn read_length(log: &Log, chunks: u64) -> Option<u64> {
-    let mut end = log.read(chunks.checked_add(1)?).ok()?;
-    end.try_get_u64_le().ok().filter(|count| *count == chunks)?;
-    end.try_get_u64_le().ok()
+/// What the record behind the chunks says.
+struct End {
+    /// The length of all chunks; `None` where it was written before it said that.
+    bytes: Option<u64>,
+    /// How many records each chunk takes. At least 1.
+    per_chunk: u64,
+}
+
+/// `None` when it is damaged, or the log does not hold so many chunks.
+fn read_end(log: &Log, chunks: u64) -> Result<Option<End>, StoreError> {
+    let Range { start: 0, end } = log.bounds() else { return Ok(None) };
+    let Some(last) = end.checked_sub(1) else { return Ok(None) };
+    let understood = |mut record: Bytes| {
+        record.try_get_u64_le().ok().filter(|count| *count == chunks)?;
+        let bytes = record.try_get_u64_le().ok();
+        let per_chunk = record.try_get_u64_le().unwrap_or(1);
+        let records = chunks.checked_mul(per_chunk)?.checked_add(EXTRA_RECORDS)?;
+        (per_chunk > 0 && records == end).then_some(End { bytes, per_chunk })
+    };
+    Ok(intact(log.read(last))?.and_then(understood))
+}
+
+/// How a chunk lies in records. Each chunk takes as many, so that its number says where they are;
+/// the last ones of a short chunk are empty.
+#[derive(Clone, Copy)]
+struct Pieces {
+    /// The longest record, in bytes.
+    longest: usize,
+    /// How many records a chunk takes.
+    per_chunk: u64,
+}
+
+impl Pieces {
+    /// One record, where a batch of the journal holds the longest chunk.
+    fn of(journal: &Journal) -> Self {
+        let (chunk, batch) = (MAX_CHUNK_BYTES as u64, journal.max_batch_bytes());
+        if batch >= chunk + 4 {
+            return Self { longest: MAX_CHUNK_BYTES, per_chunk: 1 };
+        }
+        let longest = batch - ENDS_BYTES;
+        Self { longest: longest as usize, per_chunk: chunk.div_ceil(longest) }
+    }
 }
 
 /// Stages one snapshot.
@@ -243,14 +286,15 @@ pub(super) struct Writer {
     snapshots: Arc<Snapshots>,
     log: Log,
     current: Current,
+    pieces: Pieces,
     /// Length of the chunks.
     bytes: u64,
     finished: bool,
 }
 
 impl Writer {
-    async fn record(&self, record: Bytes, durability: Durability) -> Result<(), StoreError> {
-        let commit = Commit::new().append_batch(&self.log, Batch::from(record));
+    async fn write(&self, records: Batch, durability: Durability) -> Result<(), StoreError> {
+        let commit = Commit::new().append_batch(&self.log, records);
         let committed = self.snapshots.journal.commit(commit.durability(durability)).await;
         committed.map(drop).map_err(store_error)
     }
@@ -266,13 +310,19 @@ impl Drop for Writer {
 
 #[async_trait]
 impl SnapshotWriter for Writer {
-    async fn append(&mut self, chunk: Bytes) -> Result<(), StoreError> {
+    async fn append(&mut self, mut chunk: Bytes) -> Result<(), StoreError> {
         if chunk.is_empty() || chunk.len() > MAX_CHUNK_BYTES {
             return Err(StoreError::ChunkSize { bytes: chunk.len() });
         }
         // Written, not synced: the end record's sync covers all that was written before it.
         let bytes = chunk.len() as u64;
-        self.record(chunk, Durability::Written).await?;
+        let mut records = self.pieces.per_chunk;
+        while chunk.len() > self.pieces.longest {
+            let piece = chunk.split_to(self.pieces.longest);
+            self.write(Batch::from(piece), Durability::Written).await?;
+            records -= 1;
+        }
+        self.write(with_empty(chunk, records - 1), Durability::Written).await?;
         self.current.chunks += 1;
         self.bytes += bytes;
         self.snapshots.table.lock().sizes.insert(self.current.number, self.bytes);
@@ -280,14 +330,28 @@ impl SnapshotWriter for Writer {
     }
 
     async fn finish(mut self: Box<Self>) -> Result<(), StoreError> {
-        let mut end = BytesMut::with_capacity(16);
+        let mut end = BytesMut::with_capacity(24);
         end.put_u64_le(self.current.chunks);
         end.put_u64_le(self.bytes);
-        self.record(end.freeze(), Durability::Synced).await?;
+        if self.pieces.per_chunk > 1 {
+            end.put_u64_le(self.pieces.per_chunk);
+        }
+        self.write(Batch::from(end.freeze()), Durability::Synced).await?;
         self.finished = true;
         self.snapshots.table.lock().staged.insert(self.current.identity, self.current);
         Ok(())
     }
+}
+
+/// A record and so many empty ones.
+fn with_empty(record: Bytes, count: u64) -> Batch {
+    if count == 0 {
+        return Batch::from(record);
+    }
+    let mut batch = Batch::builder(record.len());
+    batch.push(&record);
+    (0..count).for_each(|_| batch.push(&[]));
+    batch.finish()
 }
 
 /// Reads one snapshot, which stays until the reader goes.
@@ -297,7 +361,25 @@ pub(super) struct Reader {
     log: Option<Log>,
     name: SnapshotName,
     chunks: u64,
+    /// How many records each of them takes.
+    per_chunk: u64,
     bytes: u64,
+}
+
+/// The chunk with this number, of a log that holds it.
+fn read_chunk(log: &Log, number: u64, per_chunk: u64) -> Result<Bytes, ReadError> {
+    let first = 1 + number * per_chunk;
+    if per_chunk == 1 {
+        return log.read(first);
+    }
+    let (mut rest, mut chunk) = (first..first + per_chunk, BytesMut::new());
+    // Ends: each turn reads at least one record.
+    while !rest.is_empty() {
+        let records = log.read_range(rest.clone(), MAX_CHUNK_BYTES)?;
+        rest.start += records.len() as u64;
+        chunk.extend(records);
+    }
+    Ok(chunk.freeze())
 }
 
 impl Drop for Reader {
@@ -325,7 +407,7 @@ impl Reader {
         let log = self.log.as_ref().ok_or_else(damaged)?;
         let mut whole = BytesMut::new();
         for number in 0..self.chunks {
-            whole.put(log.read(number + 1).map_err(|_| damaged())?);
+            whole.put(read_chunk(log, number, self.per_chunk).map_err(|_| damaged())?);
         }
         Ok((self.name.clone(), whole.freeze()))
     }
@@ -349,7 +431,8 @@ impl SnapshotReader for Reader {
         let Some(log) = self.log.clone().filter(|_| number < self.chunks) else {
             return Err(ReadFailed::Absent);
         };
-        match blocking(move || log.read(number + 1)).await {
+        let per_chunk = self.per_chunk;
+        match blocking(move || read_chunk(&log, number, per_chunk)).await {
             Some(read) => read.map_err(read_failed),
             None => Err(ReadFailed::Failed(stopped())),
         }

@@ -11,7 +11,7 @@ use voussoir_journal::{Commit, Config, Journal, MemoryFiles, Work};
 use super::state::State;
 use super::{Current, Identity, JournalStore, OpenError};
 use crate::core::Core;
-use crate::store::{Completion, LogStore, LogWrite, SnapshotName};
+use crate::store::{Completion, LogStore, LogWrite, MAX_CHUNK_BYTES, SnapshotName};
 use crate::types::{Entry, EntryKind, HaltReason, HardState, SnapshotMeta};
 
 const IDENTITY: Identity = Identity { cluster: 0x0102, node: 3, group: 4 };
@@ -211,6 +211,70 @@ async fn a_deleted_group_leaves_nothing_and_no_other_group_loses_anything() {
     assert!(matches!(opened, Err(OpenError::Absent { .. })), "{opened:?}");
     JournalStore::open(&journal, other).unwrap();
     JournalStore::delete(&journal, IDENTITY.group).await.unwrap();
+}
+
+async fn durable(store: &JournalStore, write: LogWrite) {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    store.write(write, Completion::new(move |result| drop(tell.send(result))));
+    told.await.unwrap().unwrap();
+}
+
+fn command(index: u64, bytes: usize) -> Entry {
+    Entry { term: 1, index, kind: EntryKind::Command, data: Bytes::from(vec![index as u8; bytes]) }
+}
+
+#[tokio::test]
+async fn segments_of_any_size_take_the_longest_entries_and_chunks() {
+    for segment in [64 << 10, 68 << 10, 256 << 10, 2 << 20, (4 << 20) - 4096, 4 << 20, 8 << 20] {
+        let mut options = Config::default();
+        (options.segment_bytes, options.max_bytes) = (segment, (16 * segment).max(16 << 20));
+        let journal = Journal::open_with(Arc::new(MemoryFiles::new()), options).unwrap();
+        let identity = Identity { group: u64::MAX, ..IDENTITY };
+        let store = JournalStore::create(&journal, identity).unwrap();
+        let longest = store.max_entry_bytes();
+        assert_eq!(longest == (1 << 20) - 1024, segment >= 4 << 20, "{segment}: {longest}");
+        // The largest commit: it cuts, appends, and has a state record with all voters.
+        let voters = Some((1..=15).collect());
+        let hard_state = Some(HardState { term: 1, vote: Some(3) });
+        let entries = vec![command(1, longest), command(2, longest)];
+        durable(&store, LogWrite { entries, ..LogWrite::default() }).await;
+        let mut entries = vec![command(2, longest)];
+        entries.extend((3..70).map(|index| command(index, 1000)));
+        let cut = LogWrite { truncate_from: Some(2), entries, ..LogWrite::default() };
+        durable(&store, LogWrite { hard_state, voters, ..cut }).await;
+        let members = (1..=15).collect::<Vec<_>>().into();
+        let name = SnapshotName { identity: 9, meta: SnapshotMeta { index: 1, term: 1, members } };
+        let piece = journal.max_batch_bytes() as usize;
+        let lengths = [1, MAX_CHUNK_BYTES, MAX_CHUNK_BYTES.min(piece), piece / 2, 1];
+        let chunks: Vec<Bytes> =
+            (0..).zip(lengths).map(|(byte, length)| Bytes::from(vec![byte; length])).collect();
+        let mut writer = store.stage(&name).await.unwrap();
+        for chunk in &chunks {
+            writer.append(chunk.clone()).await.unwrap();
+        }
+        writer.finish().await.unwrap();
+        durable(&store, LogWrite { snapshot: Some(name.clone()), ..LogWrite::default() }).await;
+        drop(store);
+        let store = JournalStore::open(&journal, identity).unwrap();
+        let restored = store.restore().await.unwrap();
+        let config = crate::Config::new(3, (1..=15).collect::<Vec<_>>());
+        let status = Core::new(config, restored, 0).unwrap().status();
+        assert_eq!((status.halted, status.last), (None, 69), "{segment}");
+        let mut next = 1;
+        while next < 70 {
+            for entry in store.read(next..70, 1 << 20).await.unwrap() {
+                let length = if next < 3 { longest } else { 1000 };
+                assert!(entry == command(next, length), "{segment}: entry {next}");
+                next += 1;
+            }
+        }
+        let reader = store.open_snapshot().await.unwrap().unwrap();
+        assert_eq!(reader.chunks(), chunks.len() as u64, "{segment}");
+        for (number, chunk) in chunks.iter().enumerate() {
+            let read = reader.chunk(number as u64).await.unwrap();
+            assert!(read == *chunk, "{segment}: chunk {number} has {} bytes", read.len());
+        }
+    }
 }
 
 /// A journal that another user has filled: nothing of a group fits, and nobody else may wait.

@@ -33,7 +33,7 @@ use self::receive_snapshot::NodeInbox;
 use self::room::RoomWatch;
 use self::shared::{Event, Shared};
 use self::tasks::Tasks;
-use crate::config::Config;
+use crate::config::{Config, DEFAULT_MAX_ENTRY_BYTES};
 use crate::core::Core;
 use crate::error::ConfigError;
 use crate::machine::StateMachine;
@@ -151,6 +151,9 @@ impl Raft {
         config.validate()?;
         if transport.local() != config.id {
             return Err(StartError::WrongNode { transport: transport.local(), config: config.id });
+        }
+        if config.max_entry_bytes == DEFAULT_MAX_ENTRY_BYTES {
+            config.max_entry_bytes = config.max_entry_bytes.min(log.max_entry_bytes());
         }
         check_limits(&config, &*log, &*transport)?;
         let seed = config.drawn_seed();
