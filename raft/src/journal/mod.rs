@@ -329,6 +329,7 @@ impl JournalStore {
 impl Inner {
     fn restore(&self) -> Result<Restored, StoreError> {
         self.pipeline.check_current()?;
+        self.snapshots.unstage_all();
         let (entries, before) = (self.pipeline.entries(), self.pipeline.damaged());
         let damaged = |what: &str| {
             tracing::error!(target: "voussoir::raft", log = %entries.name(), what, "damaged");

@@ -33,6 +33,8 @@ pub(super) struct Snapshots {
 #[derive(Debug)]
 struct Table {
     next_number: u64,
+    /// What has a lower number was begun before the last restore, and is not staged any more.
+    first_number: u64,
     /// Finished and not adopted, by identity.
     staged: BTreeMap<u64, Current>,
     /// What the last write makes current.
@@ -86,6 +88,7 @@ impl Snapshots {
         };
         let table = Table {
             next_number,
+            first_number: next_number,
             staged: BTreeMap::new(),
             adopted: current,
             current,
@@ -159,6 +162,18 @@ impl Snapshots {
     pub(super) fn unstage(&self, identity: u64) {
         let staged = self.table.lock().staged.remove(&identity);
         if let Some(staged) = staged {
+            self.delete(staged.number);
+        }
+    }
+
+    /// The group starts again: nobody will adopt what was staged, or is being staged, before.
+    pub(super) fn unstage_all(&self) {
+        let staged = {
+            let mut table = self.table.lock();
+            table.first_number = table.next_number;
+            std::mem::take(&mut table.staged)
+        };
+        for staged in staged.values() {
             self.delete(staged.number);
         }
     }
@@ -337,8 +352,14 @@ impl SnapshotWriter for Writer {
             end.put_u64_le(self.pieces.per_chunk);
         }
         self.write(Batch::from(end.freeze()), Durability::Synced).await?;
+        let mut table = self.snapshots.table.lock();
+        if self.current.number < table.first_number {
+            drop(table);
+            return Err(StoreError::Abandoned);
+        }
+        table.staged.insert(self.current.identity, self.current);
+        drop(table);
         self.finished = true;
-        self.snapshots.table.lock().staged.insert(self.current.identity, self.current);
         Ok(())
     }
 }

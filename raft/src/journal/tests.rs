@@ -277,6 +277,51 @@ async fn segments_of_any_size_take_the_longest_entries_and_chunks() {
     }
 }
 
+#[test]
+fn the_handle_of_an_earlier_store_forgets_nothing_of_the_next() {
+    let journal = journal();
+    let early = JournalStore::create(&journal, IDENTITY).unwrap();
+    let other = JournalStore::create(&journal, Identity { group: 55, ..IDENTITY }).unwrap();
+    let room = || other.room(0).unwrap().bytes;
+    let whole = room();
+    early.room(20 << 20);
+    let short = room();
+    assert!(short < whole);
+    let next = JournalStore::open(&journal, IDENTITY).unwrap();
+    next.room(20 << 20);
+    drop(early);
+    assert_eq!(room(), short, "the group needs it still");
+    drop(next);
+    assert_eq!(room(), whole);
+}
+
+#[tokio::test]
+async fn a_restore_removes_what_was_staged_before() {
+    let journal = journal();
+    let store = JournalStore::create(&journal, IDENTITY).unwrap();
+    let meta = SnapshotMeta { index: 1, term: 1, ..SnapshotMeta::default() };
+    let name = |identity| SnapshotName { meta: meta.clone(), identity };
+    let stage = async |identity| {
+        let mut writer = store.stage(&name(identity)).await.unwrap();
+        writer.append(Bytes::from_static(b"a chunk")).await.unwrap();
+        writer
+    };
+    let logs = || {
+        journal.commit_blocking(Commit::new()).unwrap();
+        journal.logs_of(&format!("raft.snapshot.{}", IDENTITY.group)).len()
+    };
+    stage(1).await.finish().await.unwrap();
+    let late = stage(2).await;
+    assert_eq!(logs(), 2);
+    store.restore().await.unwrap();
+    assert_eq!(logs(), 1, "what was staged is gone");
+    // Whoever stages it has not heard yet that the group started again.
+    late.finish().await.unwrap_err();
+    assert_eq!(logs(), 0, "and what was being staged");
+    stage(3).await.finish().await.unwrap();
+    durable(&store, LogWrite { snapshot: Some(name(3)), ..LogWrite::default() }).await;
+}
+
 /// A journal that another user has filled: nothing of a group fits, and nobody else may wait.
 fn busy() -> (Journal, Commit) {
     let mut options = Config::manual();
