@@ -525,19 +525,29 @@ fn what_is_submitted_in_turn_waits_with_all_others_and_is_not_rejected() {
         journal.submit_in_turn(commit, tell).unwrap();
     };
     (0..3).for_each(in_turn);
-    // The line is full for those whom its limit counts, and nobody overtakes it.
+    // They take no place of those whom the limit counts, of whom one may wait.
     let mut context = Context::from_waker(Waker::noop());
-    let polled = pin!(journal.commit(record(&journal))).poll(&mut context);
-    assert!(matches!(polled, Poll::Ready(Err(Error::Busy { option: "max_waiting", .. }))));
+    for _ in 0..2 {
+        let mut counted = pin!(journal.commit(record(&journal)));
+        assert!(counted.as_mut().poll(&mut context).is_pending());
+        let polled = pin!(journal.commit(record(&journal))).poll(&mut context);
+        assert!(matches!(polled, Poll::Ready(Err(Error::Busy { option: "max_waiting", .. }))));
+    }
+    let mut counted = pin!(journal.commit(record(&journal)));
+    assert!(counted.as_mut().poll(&mut context).is_pending());
+    // Nobody overtakes the line.
     let rejected = journal.submit(record(&journal), |_| {}).unwrap_err();
     assert!(matches!(rejected.error, Error::Busy { option: "max_pending_bytes", .. }));
     in_turn(3);
-    while journal.log("t", 1).unwrap().end() < 4 {
+    while journal.log("t", 1).unwrap().end() < 5 {
         journal.work(0);
     }
+    assert!(matches!(counted.poll(&mut context), Poll::Ready(Ok(_))));
     assert_eq!(order.try_iter().collect::<Vec<_>>(), [(0, true), (1, true), (2, true), (3, true)]);
-    // Closing takes those that wait along, or tells them.
     (4..6).for_each(in_turn);
+    let mut counted = pin!(journal.commit(record(&journal)));
+    assert!(counted.as_mut().poll(&mut context).is_pending(), "the place is free again");
+    // Closing takes those that wait along, or tells them.
     let _ = journal.close();
     assert_eq!(
         order.try_iter().map(|(number, _)| number).collect::<BTreeSet<_>>(),

@@ -47,7 +47,10 @@ pub(crate) struct State {
     bulk_is_due: bool,
     /// Groups since the last one with a small commit.
     quiet: u32,
-    waiting: VecDeque<Arc<Slot>>,
+    /// Wait for room, in the order of the calls.
+    waiting: VecDeque<Waiting>,
+    /// How many of `waiting` count against `max_waiting`.
+    counted: usize,
     /// Bytes accepted and not yet acknowledged. Invariant: the sum of the weights of the queued
     /// commits and of the group under way.
     pub(crate) pending_bytes: u64,
@@ -57,6 +60,14 @@ pub(crate) struct State {
     /// Set while there is no room for appends.
     pub(crate) full: Option<Error>,
     limits: Limits,
+}
+
+/// A commit that waits for room.
+#[derive(Debug)]
+struct Waiting {
+    slot: Arc<Slot>,
+    /// Whether it counts against `max_waiting`.
+    is_counted: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -197,6 +208,7 @@ impl State {
             bulk_is_due: true,
             quiet: 0,
             waiting: VecDeque::new(),
+            counted: 0,
             pending_bytes: 0,
             lead: LeadFlag::default(),
             rejected: None,
@@ -361,22 +373,25 @@ impl State {
 
     /// Waits for room in the order of the calls.
     pub(crate) fn wait_for_room(&mut self, slot: Arc<Slot>) -> Result<(), Error> {
-        if self.waiting.len() >= self.limits.waiting {
+        if self.counted >= self.limits.waiting {
             let limit = self.limits.waiting as u64;
             return Err(Error::Busy { option: "max_waiting", limit });
         }
-        self.wait_in_turn(slot);
+        self.counted += 1;
+        self.waiting.push_back(Waiting { slot, is_counted: true });
         Ok(())
     }
 
-    /// Waits for room in the order of the calls, however many wait.
+    /// Waits for room in the order of the calls, however many wait. `max_waiting` does not count
+    /// it, so it takes no place of others either.
     pub(crate) fn wait_in_turn(&mut self, slot: Arc<Slot>) {
-        self.waiting.push_back(slot);
+        self.waiting.push_back(Waiting { slot, is_counted: false });
     }
 
     /// Removes a slot whose waiter was dropped from the line for room.
     pub(crate) fn stop_waiting(&mut self, slot: &Arc<Slot>) {
-        self.waiting.retain(|waiting| !Arc::ptr_eq(waiting, slot));
+        self.waiting.retain(|waiting| !Arc::ptr_eq(&waiting.slot, slot));
+        self.counted = self.waiting.iter().filter(|waiting| waiting.is_counted).count();
     }
 
     pub(crate) fn has_waiters(&self) -> bool {
@@ -387,7 +402,8 @@ impl State {
     /// line is empty or its first commit still has no room.
     pub(crate) fn admit_waiting(&mut self) -> Told {
         let mut told = Told::default();
-        while let Some(slot) = self.waiting.pop_front() {
+        while let Some(Waiting { slot, is_counted }) = self.waiting.pop_front() {
+            self.counted -= usize::from(is_counted);
             let Some(commit) = slot.admit() else { continue };
             match self.accept(commit, Done::Slot(Arc::clone(&slot))) {
                 Ok(Accepted::Queued) => {}
@@ -396,7 +412,8 @@ impl State {
                     if let Some(commit) = slot.wait_again(rejection.commit) {
                         told.keep(commit);
                     } else {
-                        self.waiting.push_front(slot);
+                        self.counted += usize::from(is_counted);
+                        self.waiting.push_front(Waiting { slot, is_counted });
                         break;
                     }
                 }
@@ -650,7 +667,8 @@ impl State {
     pub(crate) fn reject_new(&mut self, error: &Error) -> Told {
         self.rejected.get_or_insert(error.clone());
         let mut told = Told::default();
-        for slot in self.waiting.drain(..) {
+        self.counted = 0;
+        for Waiting { slot, .. } in self.waiting.drain(..) {
             if let Some(commit) = slot.admit() {
                 told.push(Done::Slot(slot), Err(error.clone()));
                 told.keep(commit);
