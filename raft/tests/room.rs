@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use voussoir_raft::core::{Input, Output, Restored};
 use voussoir_raft::journal::{Identity, JournalStore};
 use voussoir_raft::memory::Network;
 use voussoir_raft::{
-    Chunks, Command, Completion, Config, Entry, LogStore, LogWrite, MachineError, Node, NodeConfig,
+    Chunks, Command, Completion, Config, Entry, LogStore, LogWrite, MachineError, Message, Node, NodeConfig,
     ProposeRejected, Raft, ReadFailed, Role, Room, SnapshotName, SnapshotReader, SnapshotWriter,
     StateMachine, StoreError,
 };
@@ -418,4 +419,72 @@ fn a_log_with_more_than_its_share_is_cut_early() {
     let meta = voussoir_raft::SnapshotMeta { index, term, members };
     lab.step(1, Input::SnapshotTaken { meta });
     assert_eq!(lab.status(1).first, index + 1);
+}
+
+/// Lets time pass, with the leader's reads from its store, and counts the appends with entries that
+/// are handed to `to`.
+fn appends_to(lab: &mut Lab, to: u64, rounds: u64) -> u64 {
+    let count = Cell::new(0);
+    for _ in 0..rounds {
+        lab.run_without(20 * MS, |letter| {
+            let is_append = |message: &Message| match message {
+                Message::Append { entries, .. } => !entries.is_empty(),
+                _ => false,
+            };
+            count.set(count.get() + u64::from(letter.to == to && is_append(&letter.message)));
+            false
+        });
+        for id in lab.ids() {
+            lab.fetched(id);
+        }
+    }
+    count.get()
+}
+
+/// Node 3 has no room and holds all that one leader had under way to it, and then another one
+/// leads. Returns how many entries are in the log.
+fn a_follower_holds_a_window(max_window_bytes: u64) -> (Lab, u64) {
+    let mut lab = Lab::with(3, move |config| {
+        (config.max_append_bytes, config.max_inflight_bytes) = (2 << 10, 8 << 10);
+        (config.max_append_entries, config.max_window_bytes) = (2, max_window_bytes);
+    });
+    lab.elect(1);
+    lab.step(3, Input::Room { room: NONE });
+    let command = "x".repeat(1 << 10);
+    for token in 0..20 {
+        lab.propose(1, token, &command);
+    }
+    appends_to(&mut lab, 3, 10);
+    lab.elect(2);
+    for token in 20..60 {
+        lab.propose(2, token, &command);
+    }
+    (lab, 60)
+}
+
+fn goes_on_when_there_is_room(mut lab: Lab, commands: u64) {
+    assert_eq!(lab.status(2).commit, lab.status(2).last, "two are a majority");
+    // It is asked every 1.6 seconds, eight times `resend_interval`, with one entry.
+    let sent = appends_to(&mut lab, 3, 250);
+    assert!((1..=4).contains(&sent), "{sent} appends in five seconds");
+    assert_eq!(lab.leader(), Some(2));
+    lab.step(3, Input::Room { room: PLENTY });
+    appends_to(&mut lab, 3, 50);
+    assert_eq!(lab.status(3).durable, lab.status(2).last);
+    assert_eq!(lab.commands(3).len() as u64, commands);
+}
+
+#[test]
+fn a_follower_that_holds_enough_is_asked_at_the_leaders_pace() {
+    let (mut lab, commands) = a_follower_holds_a_window(1 << 20);
+    appends_to(&mut lab, 3, 50);
+    goes_on_when_there_is_room(lab, commands);
+}
+
+#[test]
+fn entries_from_the_store_go_to_a_full_follower_at_the_leaders_pace() {
+    let (mut lab, commands) = a_follower_holds_a_window(1 << 10);
+    appends_to(&mut lab, 3, 50);
+    assert!(lab.core(2).entries(10..11).is_err(), "the entries have left memory");
+    goes_on_when_there_is_room(lab, commands);
 }

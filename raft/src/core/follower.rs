@@ -157,7 +157,8 @@ impl Core {
         }
         let upto = prev_index + entries.len() as u64;
         if upto > self.log.last() && self.holds_enough() {
-            // As if it had been lost on its way: the leader sends it again, at its own pace.
+            // As if it had been lost on its way: the leader sends it again, at its own pace. The
+            // answer to a probe tells the leader that its entries were not taken.
             self.ack.due |= head.probe;
             return;
         }

@@ -60,6 +60,9 @@ pub(super) struct Peer {
     pub(super) next: u64,
     /// Names this stretch of replication; answers to an earlier one are ignored.
     pub(super) session: u64,
+    /// Answers to probes of this session that agreed below `next` and took no entries, since the
+    /// latest news of its disk. 0 unless probing.
+    pub(super) untaken: u32,
     /// When it last gave a sign of life.
     pub(super) heard: u64,
     /// The round of heartbeats in which it became a follower. It may have been one before, and
@@ -98,6 +101,7 @@ impl Peer {
             received: 0,
             next,
             session,
+            untaken: 0,
             heard: now,
             first_round,
             round: 0,
@@ -112,7 +116,7 @@ impl Peer {
     pub(super) fn probe(&mut self, next: u64, session: u64) {
         self.flow = Flow::Probe { waiting: false };
         self.next = next.max(self.matched + 1);
-        self.session = session;
+        (self.session, self.untaken) = (session, 0);
         self.session_matched = self.matched;
         self.fetch = None;
         self.inflight.clear();

@@ -7,10 +7,14 @@ use super::io::Output;
 use super::leader::{BEATS, Leader};
 use super::peer::{Flow, Peer};
 use super::{Core, RoleState, Timing};
+use crate::config::Config;
 use crate::message::{
     AppendAck, AppendHead, AppendReject, Heartbeat, HeartbeatReply, LogLost, Message,
 };
 use crate::types::{Entry, HaltReason};
+
+/// How often the wait before the next probe of a follower without room is doubled, at most.
+const MAX_RESEND_DOUBLINGS: u32 = 3;
 
 /// What there is to do for a follower now.
 enum Next {
@@ -48,7 +52,7 @@ impl Core {
                 let id = leader.next_id();
                 let peer = &mut leader.peers[at];
                 peer.fetch = Some((id, peer.next));
-                let last = peer.next.saturating_add(self.config.max_append_entries as u64 - 1);
+                let last = peer.next.saturating_add(max_entries(&self.config, peer) - 1);
                 let end = (last + 1).min(self.log.window_first());
                 let (range, max_bytes) = (peer.next..end, self.config.max_append_bytes);
                 self.out.push_back(Output::Fetch { id, range, max_bytes });
@@ -89,9 +93,14 @@ impl Core {
         };
         if peer.next < self.log.window_first() {
             // A probe may be refused: it is not worth a read.
-            return if probing { Next::Send { prev_term, end: peer.next } } else { Next::Fetch };
+            let is_refusable = probing && peer.untaken == 0;
+            return if is_refusable {
+                Next::Send { prev_term, end: peer.next }
+            } else {
+                Next::Fetch
+            };
         }
-        let (entries, bytes) = (config.max_append_entries as u64, config.max_append_bytes);
+        let (entries, bytes) = (max_entries(config, peer), config.max_append_bytes);
         Next::Send { prev_term, end: self.log.batch_end(peer.next, entries, bytes) }
     }
 
@@ -172,20 +181,32 @@ impl Core {
         // The logs agree where this session began, so what was lost is back.
         peer.lost = false;
         peer.received = ack.received;
-        if peer.acknowledged(ack.matched) {
+        let is_news = peer.acknowledged(ack.matched);
+        if is_news {
             peer.matched_term = matched_term.unwrap_or(0);
             peer.resend_at = now.saturating_add(Self::resend_after(timing, peer));
         }
+        let takes_entries = ack.received >= peer.next || peer.next > last;
         peer.next = peer.next.max(peer.matched + 1);
         match peer.flow {
             Flow::Replicate => {}
             Flow::Snapshot { index, .. } if peer.matched < index => {}
+            // It agrees, and has not taken the entries of a probe, because the probe had none or
+            // because the follower has no room: the next probe has some. Once the follower has left
+            // those out too, the leader waits before it asks again, or else the two would exchange
+            // whole windows at the speed of the link until there is room.
+            Flow::Probe { waiting } if !takes_entries => {
+                let untaken = if is_news { 0 } else { peer.untaken };
+                peer.flow = Flow::Probe { waiting: waiting && untaken > 0 };
+                peer.untaken = untaken.saturating_add(1);
+                peer.next = ack.received.max(peer.matched) + 1;
+            }
             Flow::Probe { .. } | Flow::Snapshot { .. } => {
                 // The end of the transfer has not been reported yet.
                 if matches!(peer.flow, Flow::Snapshot { .. }) {
                     peer.catch_up(last, now);
                 }
-                peer.flow = Flow::Replicate;
+                (peer.flow, peer.untaken) = (Flow::Replicate, 0);
                 peer.resend_at = now.saturating_add(Self::resend_after(timing, peer));
                 // Answers overtake each other: an older one may name less than is known.
                 peer.next = ack.received.max(peer.matched) + 1;
@@ -293,8 +314,10 @@ impl Core {
 
     /// How long to wait for an answer of `peer` before asking again: `resend_interval`, or two
     /// round trips where they are longer. Else answers would come after their session has ended.
+    /// A follower that has no room is asked ever more seldom.
     fn resend_after(timing: Timing, peer: &Peer) -> u64 {
-        timing.resend.max(peer.round_trip.saturating_mul(2))
+        let doublings = peer.untaken.saturating_sub(1).min(MAX_RESEND_DOUBLINGS);
+        timing.resend.max(peer.round_trip.saturating_mul(2)).saturating_mul(1 << doublings)
     }
 
     /// Asks again where answers are overdue.
@@ -342,6 +365,12 @@ impl Core {
             self.out.push_back(Output::Send { to: peer.id, message });
         }
     }
+}
+
+/// The most entries in the next message to `peer`. One that has left entries out for want of room is
+/// asked with a single one.
+fn max_entries(config: &Config, peer: &Peer) -> u64 {
+    if peer.untaken > 1 { 1 } else { config.max_append_entries as u64 }
 }
 
 fn append_head(term: u64, commit: u64, peer: &Peer, prev_term: u64) -> AppendHead {
