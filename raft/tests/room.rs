@@ -18,9 +18,9 @@ use voussoir_raft::core::{Input, Output, Restored};
 use voussoir_raft::journal::{Identity, JournalStore};
 use voussoir_raft::memory::Network;
 use voussoir_raft::{
-    Chunks, Command, Completion, Config, Entry, LogStore, LogWrite, MachineError, Message, Node, NodeConfig,
-    ProposeRejected, Raft, ReadFailed, Role, Room, SnapshotName, SnapshotReader, SnapshotWriter,
-    StateMachine, StoreError,
+    Chunks, Command, Completion, Config, Entry, LogStore, LogWrite, MachineError, Message, Node,
+    NodeConfig, ProposeRejected, Raft, ReadFailed, Role, Room, SnapshotName, SnapshotReader,
+    SnapshotWriter, StateMachine, StoreError,
 };
 
 const SEGMENT: u64 = 2 << 20;
@@ -487,4 +487,69 @@ fn entries_from_the_store_go_to_a_full_follower_at_the_leaders_pace() {
     appends_to(&mut lab, 3, 50);
     assert!(lab.core(2).entries(10..11).is_err(), "the entries have left memory");
     goes_on_when_there_is_room(lab, commands);
+}
+
+/// Proposes to whoever leads, ten times a second, and looks which node leads after each.
+fn leaders_while_somebody_proposes(lab: &mut Lab, seconds: u64) -> Vec<u64> {
+    let mut leaders = Vec::new();
+    for token in 0..seconds * 10 {
+        if let Some(leader) = lab.leader() {
+            lab.propose(leader, token, "x");
+        }
+        lab.run(100 * MS);
+        leaders.extend(lab.leader());
+    }
+    leaders.dedup();
+    leaders
+}
+
+#[test]
+fn a_leader_that_stays_without_room_hands_over_to_one_that_has_some() {
+    let mut lab = Lab::new(3);
+    lab.elect(1);
+    lab.step(1, Input::Room { room: NONE });
+    // Nobody asks for anything: no reason to elect another one.
+    lab.run(5_000 * MS);
+    assert_eq!(lab.leader(), Some(1));
+    let leaders = leaders_while_somebody_proposes(&mut lab, 2);
+    assert_eq!(leaders.len(), 1, "it leaves its place with the first proposal: {leaders:?}");
+    assert_ne!(leaders, [1]);
+    assert_eq!(lab.commands(leaders[0]).len(), 20 - 1, "all but the first are taken");
+}
+
+#[test]
+fn a_short_lack_of_room_costs_no_leader_its_place() {
+    let mut lab = Lab::new(3);
+    lab.elect(1);
+    for _ in 0..10 {
+        lab.step(1, Input::Room { room: NONE });
+        lab.run(100 * MS);
+        for token in 0..8 {
+            lab.propose(1, token, "x");
+            lab.run(100 * MS);
+        }
+        lab.step(1, Input::Room { room: PLENTY });
+        lab.run(100 * MS);
+    }
+    assert_eq!(lab.leader(), Some(1));
+}
+
+#[test]
+fn nodes_without_room_do_not_pass_the_lead_around() {
+    let mut lab = Lab::new(3);
+    lab.elect(1);
+    // Votes and the first entry of a term can be written, and proposals are turned away.
+    let little = Room { bytes: 1 << 20, ..NONE };
+    for id in lab.ids() {
+        lab.step(id, Input::Room { room: little });
+    }
+    let leaders = leaders_while_somebody_proposes(&mut lab, 60);
+    assert!((3..=12).contains(&leaders.len()), "{leaders:?}");
+    // A sole voter keeps its place.
+    let mut lab = Lab::new(1);
+    lab.elect(1);
+    let term = lab.status(1).term;
+    lab.step(1, Input::Room { room: NONE });
+    assert_eq!(leaders_while_somebody_proposes(&mut lab, 5), [1]);
+    assert_eq!(lab.status(1).term, term);
 }

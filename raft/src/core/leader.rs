@@ -49,6 +49,9 @@ pub(super) struct Leader {
     /// Nodes that are to hear that they have left the group.
     pub(super) left: Vec<u64>,
     pub(super) transfer: Option<Transfer>,
+    /// Since when the room of this node's store has been short, or since it last tried to hand over
+    /// for that.
+    short_since: Option<u64>,
     /// A node was told to campaign. That may arrive at any time, and voters then vote whatever they
     /// have promised: there is no lease in this term any more.
     pub(super) lease_given_up: bool,
@@ -76,6 +79,9 @@ pub(super) struct Transfer {
     pub(super) until: u64,
     pub(super) told: bool,
 }
+
+/// How often the wait of a leader without room before it hands over is doubled, at most.
+const MAX_ROOM_DOUBLINGS: u32 = 6;
 
 /// How many rounds of heartbeats the leader remembers the time of.
 pub(super) const BEATS: usize = 64;
@@ -133,6 +139,7 @@ impl Core {
             settled: 0,
             left: Vec::new(),
             transfer: None,
+            short_since: None,
             lease_given_up: false,
         };
         leader.adopt(&self.roster, next, self.now);
@@ -158,6 +165,10 @@ impl Core {
     }
 
     pub(super) fn on_propose(&mut self, token: u64, data: Bytes) {
+        let is_short = self.is_short_of_room();
+        if is_short {
+            self.hand_over_for_room();
+        }
         let elsewhere = self.turns_proposals_away();
         let refusal = if elsewhere.is_some() {
             elsewhere
@@ -167,7 +178,7 @@ impl Core {
             Some(ProposeRejected::TooLarge)
         } else if self.waiting_bytes() > self.config.max_uncommitted_bytes
             || self.proposals.undecided() >= self.config.max_undecided
-            || self.is_short_of_room()
+            || is_short
         {
             Some(ProposeRejected::Busy)
         } else {
@@ -179,6 +190,32 @@ impl Core {
         }
         let index = self.append(EntryKind::Command, data);
         self.proposals.push(token, index, self.term, &mut self.out);
+    }
+
+    /// A leader whose room has been short for `disk_stall` turns a proposal away: another voter may
+    /// have room, and gets the lead. Each time that this node does so during one shortage it waits
+    /// twice as long as before, so that nodes that all are short do not pass the lead around.
+    fn hand_over_for_room(&mut self) {
+        let wait = self.timing.disk_stall.saturating_mul(1 << self.room_transfers);
+        let (now, is_alone) = (self.now, self.roster.is_sole_voter());
+        let RoleState::Leader(leader) = &mut self.role else { return };
+        let is_due = leader.short_since.is_some_and(|since| now.saturating_sub(since) >= wait);
+        if is_due && !is_alone && leader.transfer.is_none() {
+            leader.short_since = Some(now);
+            self.room_transfers = (self.room_transfers + 1).min(MAX_ROOM_DOUBLINGS);
+            self.on_transfer(None);
+        }
+    }
+
+    /// Notes how long the room has been short.
+    fn watch_room(&mut self) {
+        let is_short = self.is_short_of_room();
+        let RoleState::Leader(leader) = &mut self.role else { return };
+        if is_short {
+            leader.short_since.get_or_insert(self.now);
+        } else {
+            (leader.short_since, self.room_transfers) = (None, 0);
+        }
     }
 
     /// Says where proposals belong instead, where this node does not lead or is about to lead no
@@ -222,6 +259,7 @@ impl Core {
             self.step_aside(stalls);
             return;
         }
+        self.watch_room();
         let RoleState::Leader(leader) = &mut self.role else { return };
         leader.transfer.take_if(|transfer| self.now >= transfer.until);
         if self.now >= leader.heartbeat_at {

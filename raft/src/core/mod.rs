@@ -179,6 +179,8 @@ pub struct Core {
     failed_at: Option<u64>,
     /// Room for entries, where the store has said so.
     left: Option<Left>,
+    /// How often this node has handed over because its room was short, since it last led with room.
+    room_transfers: u32,
     /// The average weight of the entries between the last two snapshots that were asked for.
     entry_weight: u64,
 
@@ -251,6 +253,7 @@ impl Core {
             covered_weight: 0,
             failed_at: None,
             left: None,
+            room_transfers: 0,
             entry_weight: 0,
             last_name: 0,
             proposals: Proposals::default(),
