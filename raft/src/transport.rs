@@ -26,6 +26,14 @@ pub trait Transport: Send + Sync + 'static {
         usize::MAX
     }
 
+    /// The longest message that is no [`Message::Append`], in bytes: at least 1 KiB, which holds
+    /// any but [`Message::Node`]. What a [`Node`](crate::Node) says of many groups is made no
+    /// longer than this. As [`max_message_bytes`](Self::max_message_bytes) by default; a transport
+    /// around another one passes the question on.
+    fn max_small_message_bytes(&self) -> usize {
+        self.max_message_bytes()
+    }
+
     /// From now on hands what arrives for `group` to `inbox`.
     ///
     /// # Errors

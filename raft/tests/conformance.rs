@@ -4,14 +4,20 @@ mod cluster;
 
 use std::future::ready;
 use std::sync::Arc;
+use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::sync::mpsc;
 use voussoir_journal::{Config, Journal, MemoryFiles};
 use voussoir_raft::journal::{Identity, JournalStore};
 use voussoir_raft::memory::{MemoryStore, Network};
 use voussoir_raft::net::NetTransport;
 use voussoir_raft::testing::conformance;
-use voussoir_raft::{Config as RaftConfig, LogStore, ProposeError, Raft, Role, Transport};
+use voussoir_raft::{
+    Config as RaftConfig, Inbox, LogStore, Message, Node, NodeConfig, Raft, Role, SnapshotAnswer,
+    SnapshotPart, Transport,
+};
 
 const IDENTITY: Identity = Identity { cluster: 1, node: 1, group: 5 };
 
@@ -47,35 +53,6 @@ async fn the_store_on_the_journal_keeps_its_promises() {
         ready(Arc::new(store) as Arc<dyn LogStore>)
     })
     .await;
-}
-
-#[tokio::test]
-async fn a_node_on_small_segments_takes_what_they_hold() {
-    let start = async |longest: Option<usize>| {
-        let mut options = Config::default();
-        (options.segment_bytes, options.max_bytes) = (256 << 10, 16 << 20);
-        let journal = Journal::open_with(Arc::new(MemoryFiles::new()), options).unwrap();
-        let store = JournalStore::create(&journal, IDENTITY).unwrap();
-        let mut config = RaftConfig::new(1, [1]);
-        config.group = IDENTITY.group;
-        config.max_entry_bytes = longest.unwrap_or(config.max_entry_bytes);
-        let machine = Box::new(cluster::Text::default());
-        Raft::start(config, Arc::new(store), machine, Network::new().node(1)).await
-    };
-    let refused = start(Some(64 << 10)).await.map(drop).unwrap_err();
-    assert!(refused.to_string().contains("what the log store takes"), "{refused}");
-    let raft = start(None).await.unwrap();
-    raft.status().wait_for(|status| status.role == Role::Leader).await.unwrap();
-    let mut proposals = tokio::task::JoinSet::new();
-    for _ in 0..200 {
-        let raft = raft.clone();
-        proposals.spawn(async move { raft.propose(Bytes::from(vec![b'a'; 1000])).await.is_ok() });
-    }
-    assert!(proposals.join_all().await.into_iter().all(|is_ok| is_ok));
-    let longest = (64 << 10) - 1024;
-    let refused = raft.propose(Bytes::from(vec![b'a'; longest + 1])).await.unwrap_err();
-    assert!(matches!(refused, ProposeError::TooLarge { max_bytes, .. } if max_bytes == longest));
-    raft.propose(Bytes::from(vec![b'a'; longest])).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -130,4 +107,78 @@ async fn a_transport_that_carries_too_little_is_refused_at_the_start() {
     let long = |config: &mut RaftConfig| config.max_entry_bytes = 2 << 20;
     start(2 << 20, long).await.unwrap_err();
     start(3 << 20, long).await.unwrap();
+}
+
+/// A network whose messages but for appends are as short as it allows.
+fn of_small_messages() -> voussoir_net::memory::Network {
+    let mut limits = voussoir_net::Config::new(1);
+    limits.small.max_message_bytes = 1 << 10;
+    voussoir_net::memory::Network::new(limits).unwrap()
+}
+
+fn join(network: &voussoir_net::memory::Network, id: u64) -> Arc<NetTransport> {
+    Arc::new(NetTransport::new(Arc::new(network.join(id)), 3).unwrap())
+}
+
+/// Passes messages on.
+struct Arrivals(mpsc::UnboundedSender<Message>);
+
+#[async_trait]
+impl Inbox for Arrivals {
+    fn message(&self, _: u64, message: Message) {
+        self.0.send(message).unwrap();
+    }
+
+    fn unreachable(&self, _: u64) {}
+
+    async fn snapshot(&self, _: u64, _: SnapshotPart) -> SnapshotAnswer {
+        SnapshotAnswer::Rejected
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn bundles_are_no_longer_than_their_class_allows() {
+    let network = of_small_messages();
+    let (one, two) = (join(&network, 1), join(&network, 2));
+    let (send, mut arrivals) = mpsc::unbounded_channel();
+    two.attach(5, Arc::new(Arrivals(send))).unwrap();
+    // The first may come before the connection stands.
+    while one.send(2, 5, Message::Stale { term: 1 }).is_err() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(arrivals.recv().await, Some(Message::Stale { term: 1 }));
+    let messages: Vec<_> = (0..100).map(|term| (5, Message::Stale { term })).collect();
+    one.send_all(2, messages).unwrap();
+    for term in 0..100 {
+        assert_eq!(arrivals.recv().await, Some(Message::Stale { term }));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn nodes_of_many_groups_get_on_with_small_messages() {
+    const GROUPS: u64 = 60;
+    let network = of_small_messages();
+    let (mut nodes, mut rafts) = (Vec::new(), Vec::new());
+    for id in 1..=3 {
+        let node = Node::start(NodeConfig::default(), join(&network, id)).unwrap();
+        for group in 1..=GROUPS {
+            let mut config = RaftConfig::new(id, [1, 2, 3]);
+            (config.group, config.seed) = (group, Some(group * 7 + id));
+            config.quiesce_after = None;
+            let machine = Box::new(cluster::Text::default());
+            let store = Arc::new(MemoryStore::new());
+            rafts.push(node.start_group(config, store, machine).await.unwrap());
+        }
+        nodes.push(node);
+    }
+    let leads = |raft: &&Raft| raft.status().borrow().role == Role::Leader;
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let terms = || rafts.iter().map(|raft| raft.status().borrow().term).sum::<u64>();
+    let before = terms();
+    assert_eq!(rafts.iter().filter(leads).count() as u64, GROUPS);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert_eq!(terms(), before, "nobody misses a heartbeat");
+    for node in &nodes {
+        node.shutdown().await;
+    }
 }

@@ -101,6 +101,10 @@ impl Transport for Connecting {
         self.transport.max_message_bytes()
     }
 
+    fn max_small_message_bytes(&self) -> usize {
+        self.transport.max_small_message_bytes()
+    }
+
     fn members(&self, _group: u64, members: &Membership) {
         self.book.learn(self.transport.local(), members);
     }

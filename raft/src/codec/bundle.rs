@@ -2,6 +2,8 @@
 
 use bytes::{BufMut, Bytes};
 
+#[cfg(feature = "net")]
+use super::message::node_beat_len;
 use super::message::{Frame, Pieces, append_len, decode};
 use super::{DecodeError, Reader, VERSION};
 use crate::message::Message;
@@ -34,10 +36,17 @@ pub fn encode_bundle(messages: &[(u64, Message)]) -> Frame {
     pieces.finish()
 }
 
-/// The bytes that a message takes in a bundle, about: exactly for those that may be long.
+/// The most bytes that messages take in a bundle.
+#[cfg(feature = "net")]
+pub(crate) fn bundle_room(bytes: usize) -> usize {
+    bytes.saturating_sub(HEADER)
+}
+
+/// The bytes that a message takes in a bundle at most: exactly for those that may be long.
 #[cfg(feature = "net")]
 pub(crate) fn bundled_len(message: &Message) -> usize {
     match message {
+        Message::Node(beat) => LENGTH + node_beat_len(beat),
         Message::Append { entries, .. } => LENGTH + append_len(entries),
         _ => LENGTH + super::message::APPEND_HEAD,
     }

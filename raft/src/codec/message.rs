@@ -12,8 +12,10 @@ use crate::types::{Entry, EntryKind};
 const HEADER: usize = 16;
 pub(super) const APPEND_HEAD: usize = HEADER + 48;
 const ENTRY_HEAD: usize = 16;
-const RESIGNATION: usize = 16;
-const BEAT: usize = 40;
+/// A `Node` without what it lists.
+pub(crate) const NODE_BEAT_HEAD: usize = HEADER + 48;
+pub(crate) const RESIGNATION: usize = 16;
+pub(crate) const BEAT: usize = 40;
 
 /// Payloads up to this length are copied into the head: one more piece in a vectored write costs
 /// more than that.
@@ -185,9 +187,14 @@ fn put_vote_reply(out: &mut BytesMut, kind: u8, group: u64, reply: &VoteReply) {
     out.put_u8(u8::from(reply.granted));
 }
 
+/// The length of [`Message::Node`].
+pub(super) fn node_beat_len(beat: &NodeBeat) -> usize {
+    NODE_BEAT_HEAD + beat.resigned.len() * RESIGNATION + beat.beats.len() * BEAT
+}
+
 fn put_node_beat(out: &mut BytesMut, group: u64, beat: &NodeBeat) {
     let NodeBeat { life, tick, seen_life, seen_tick, resigned, beats } = beat;
-    out.reserve(HEADER + 48 + resigned.len() * RESIGNATION + beats.len() * BEAT);
+    out.reserve(node_beat_len(beat));
     put(out, 17, group, &[0, *life, *tick, *seen_life, *seen_tick], 8);
     out.put_u32_le(resigned.len() as u32);
     out.put_u32_le(beats.len() as u32);

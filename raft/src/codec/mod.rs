@@ -115,10 +115,11 @@ mod record;
 use bytes::{Buf, Bytes};
 use thiserror::Error;
 
-#[cfg(feature = "net")]
-pub(crate) use self::bundle::bundled_len;
 pub use self::bundle::{Unbundled, decode_bundle, encode_bundle, is_bundle};
+#[cfg(feature = "net")]
+pub(crate) use self::bundle::{bundle_room, bundled_len};
 pub use self::members::{decode_members, encode_members};
+pub(crate) use self::message::{BEAT, NODE_BEAT_HEAD, RESIGNATION};
 pub use self::message::{Frame, decode, encode, encode_append};
 pub use self::part::{decode_answer, decode_part, encode_answer, encode_part};
 pub use self::record::{

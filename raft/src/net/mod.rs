@@ -17,8 +17,8 @@ use crate::codec;
 use crate::message::Message;
 use crate::transport::{AttachError, Inbox, SendError, SnapshotAnswer, SnapshotPart, Transport};
 
-/// About how many bytes of messages go together: a transport of this size carries what a node of
-/// many groups says anyway. A longer message goes alone.
+/// The most bytes of messages that go together, where the limit of their class is not lower. A
+/// longer message goes alone.
 const BUNDLE_BYTES: usize = 60 << 10;
 
 /// Carries any number of groups over one service of a [`voussoir_net::Transport`].
@@ -27,8 +27,8 @@ const BUNDLE_BYTES: usize = 60 << 10;
 /// never waits behind either. So the limits of the class `Bulk` must hold
 /// [`Config::max_append_bytes`](crate::Config), one [`Config::max_entry_bytes`](crate::Config) and
 /// a chunk of a snapshot ([`MAX_CHUNK_BYTES`](crate::MAX_CHUNK_BYTES)), each with 1 KiB for what is
-/// around it; by default they do, and a node does not start where they do not. The peers must take
-/// as much.
+/// around it; by default they do, and a node does not start where they do not. What goes in `Small`
+/// is made no longer than that class allows. The peers must take as much.
 ///
 /// Where a node is, the [`voussoir_net::Resolver`] of the carrier alone says: this transport does
 /// nothing with [`Transport::members`]. Where the membership changes, feed the resolver from
@@ -97,12 +97,14 @@ impl NetTransport {
         messages: Vec<(u64, Message)>,
     ) -> Result<(), SendError> {
         let mut result = Ok(());
+        let longest = self.carrier.0.max_message_bytes(class).min(BUNDLE_BYTES);
+        let room = codec::bundle_room(longest);
         let mut rest = &messages[..];
         while let Some((group, first)) = rest.first() {
             let mut bytes = 0;
             let fits = |(_, message): &&(u64, Message)| {
                 bytes += codec::bundled_len(message);
-                bytes <= BUNDLE_BYTES
+                bytes <= room
             };
             let count = rest.iter().take_while(fits).count().max(1);
             let frame = match count {
@@ -144,6 +146,10 @@ impl Transport for NetTransport {
 
     fn max_message_bytes(&self) -> usize {
         self.carrier.0.max_message_bytes(Class::Bulk)
+    }
+
+    fn max_small_message_bytes(&self) -> usize {
+        self.carrier.0.max_message_bytes(Class::Small)
     }
 
     fn attach(&self, group: u64, inbox: Arc<dyn Inbox>) -> Result<(), AttachError> {

@@ -118,7 +118,8 @@ fn count(counter: &AtomicU64, by: usize) {
 
 impl Hub {
     pub(super) fn new(config: &NodeConfig, transport: Arc<dyn Transport>, life: u64) -> Self {
-        let peers = Peers::new(life, config.interval_ns(), config.suspect_after_ns(), 0);
+        let peers = Peers::new(life, config.interval_ns(), config.suspect_after_ns(), 0)
+            .with_messages_of(transport.max_small_message_bytes());
         // As long as a peer may be silent: an election that takes longer has failed.
         let elections = Elections::new(config.max_elections, config.suspect_after_ns());
         let (groups, beating) = (HashMap::new(), HashMap::new());
@@ -584,6 +585,10 @@ impl Transport for Seat {
 
     fn max_message_bytes(&self) -> usize {
         self.hub.transport.max_message_bytes()
+    }
+
+    fn max_small_message_bytes(&self) -> usize {
+        self.hub.transport.max_small_message_bytes()
     }
 
     fn attach(&self, group: u64, _: Arc<dyn Inbox>) -> Result<(), AttachError> {

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use crate::codec;
 use crate::message::{GroupBeat, NodeBeat};
 
 /// The most heartbeats and answers in one message: 40 KiB.
@@ -62,13 +63,35 @@ pub(crate) struct Peers {
     now: u64,
     /// The latest tick. One count for all peers, so that it goes on for one that was forgotten.
     tick: u64,
+    /// The most heartbeats and answers in one message, at most `MAX_BEATS`.
+    max_beats: usize,
+    /// The most ended leaderships in one message, at most `MAX_RESIGNED_PER_MESSAGE`.
+    max_resigned: usize,
     known: BTreeMap<u64, Peer>,
 }
 
 impl Peers {
     pub(crate) fn new(life: u64, interval: u64, suspect_after: u64, now: u64) -> Self {
-        let known = BTreeMap::new();
-        Self { life, interval, suspect_after, caller: now, now: 0, tick: 0, known }
+        Self {
+            life,
+            interval,
+            suspect_after,
+            caller: now,
+            now: 0,
+            tick: 0,
+            max_beats: MAX_BEATS,
+            max_resigned: MAX_RESIGNED_PER_MESSAGE,
+            known: BTreeMap::new(),
+        }
+    }
+
+    /// Makes no message longer than `bytes`, as far as heartbeats and ended leaderships count: half
+    /// of it is for each.
+    pub(crate) fn with_messages_of(mut self, bytes: usize) -> Self {
+        let half = bytes.saturating_sub(codec::NODE_BEAT_HEAD) / 2;
+        self.max_beats = (half / codec::BEAT).clamp(1, MAX_BEATS);
+        self.max_resigned = (half / codec::RESIGNATION).clamp(1, MAX_RESIGNED_PER_MESSAGE);
+        self
     }
 
     pub(crate) fn life(&self) -> u64 {
@@ -111,8 +134,8 @@ impl Peers {
         let (life, now) = (self.life, self.now);
         let peer = self.known.entry(to).or_default();
         peer.beats.push((group, beat));
-        let is_full = peer.beats.len() >= MAX_BEATS;
-        let full = is_full.then(|| peer.next_beat(life, 0));
+        let is_full = peer.beats.len() >= self.max_beats;
+        let full = is_full.then(|| peer.next_beat(life, 0, 0));
         full.filter(|_| now >= peer.silent_until)
     }
 
@@ -168,7 +191,8 @@ impl Peers {
             if now < peer.silent_until {
                 peer.beats.clear();
             } else if is_due || !peer.beats.is_empty() {
-                out.push((*id, peer.next_beat(life, if is_due { tick } else { 0 })));
+                let tick = if is_due { tick } else { 0 };
+                out.push((*id, peer.next_beat(life, tick, self.max_resigned)));
             }
         }
         self.forget_strangers();
@@ -197,8 +221,9 @@ impl Peers {
 }
 
 impl Peer {
-    /// `tick` is 0 between two ticks.
-    fn next_beat(&mut self, life: u64, tick: u64) -> NodeBeat {
+    /// `tick` is 0 between two ticks. At a tick the message names the first `max_resigned` ended
+    /// leaderships.
+    fn next_beat(&mut self, life: u64, tick: u64, max_resigned: usize) -> NodeBeat {
         let (seen_life, seen_tick) = self.seen;
         let mut beat = NodeBeat {
             life,
@@ -209,7 +234,7 @@ impl Peer {
             beats: std::mem::take(&mut self.beats),
         };
         if tick > 0 {
-            for resigned in self.resigned.iter_mut().take(MAX_RESIGNED_PER_MESSAGE) {
+            for resigned in self.resigned.iter_mut().take(max_resigned) {
                 if resigned.told_at == 0 {
                     resigned.told_at = tick;
                 }
@@ -222,8 +247,11 @@ impl Peer {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
-    use crate::message::Heartbeat;
+    use crate::NODE_GROUP;
+    use crate::message::{Heartbeat, Message};
 
     const MS: u64 = 1_000_000;
 
@@ -358,5 +386,33 @@ mod tests {
         one.push(9, 1, beat);
         assert_eq!(one.flush().len(), 1);
         assert_eq!(one.known.len(), 1);
+    }
+
+    #[test]
+    fn no_message_is_longer_than_the_transport_carries() {
+        let (one, mut two) = pair();
+        let mut one = one.with_messages_of(1 << 10);
+        let heartbeat = GroupBeat::Heartbeat(Heartbeat { term: 1, round: 1, commit: 1 });
+        for group in 0..100 {
+            one.resign(group, 1, &[2]);
+        }
+        let (mut beats, mut resigned) = (BTreeSet::new(), BTreeSet::new());
+        for tick in 1..=10 {
+            one.tick(tick * 50 * MS);
+            let full = (0..100).filter_map(|group| one.push(2, group, heartbeat));
+            let full: Vec<_> = full.map(|beat| (2, beat)).collect();
+            for (_, beat) in full.into_iter().chain(one.flush()) {
+                two.receive(tick * 50 * MS, 1, &beat);
+                beats.extend(beat.beats.iter().map(|(group, _)| (tick, *group)));
+                resigned.extend(beat.resigned.iter().map(|(group, _)| *group));
+                let message = Message::Node(Box::new(beat));
+                let length = codec::encode(NODE_GROUP, &message).into_bytes().len();
+                assert!(length <= 1 << 10, "{length} bytes");
+            }
+            two.tick(tick * 50 * MS);
+            deliver(tick * 50 * MS, &mut two, &mut one);
+        }
+        assert_eq!((beats.len(), resigned.len()), (1000, 100));
+        assert!(one.known[&2].resigned.is_empty(), "each has been heard");
     }
 }
