@@ -489,14 +489,20 @@ fn entries_from_the_store_go_to_a_full_follower_at_the_leaders_pace() {
     goes_on_when_there_is_room(lab, commands);
 }
 
-/// Proposes to whoever leads, ten times a second, and looks which node leads after each.
-fn leaders_while_somebody_proposes(lab: &mut Lab, seconds: u64) -> Vec<u64> {
+/// Proposes to whoever leads, ten times a second, and looks which node leads after each. The
+/// heartbeats are `joined` where a node sends those of many groups together.
+fn leaders_while_somebody_proposes(lab: &mut Lab, seconds: u64, joined: bool) -> Vec<u64> {
     let mut leaders = Vec::new();
     for token in 0..seconds * 10 {
         if let Some(leader) = lab.leader() {
             lab.propose(leader, token, "x");
         }
-        lab.run(100 * MS);
+        for _ in 0..5 {
+            lab.run(20 * MS);
+            for id in lab.ids().into_iter().filter(|_| joined) {
+                lab.step(id, Input::Beat);
+            }
+        }
         leaders.extend(lab.leader());
     }
     leaders.dedup();
@@ -511,10 +517,20 @@ fn a_leader_that_stays_without_room_hands_over_to_one_that_has_some() {
     // Nobody asks for anything: no reason to elect another one.
     lab.run(5_000 * MS);
     assert_eq!(lab.leader(), Some(1));
-    let leaders = leaders_while_somebody_proposes(&mut lab, 2);
+    let leaders = leaders_while_somebody_proposes(&mut lab, 2, false);
     assert_eq!(leaders.len(), 1, "it leaves its place with the first proposal: {leaders:?}");
     assert_ne!(leaders, [1]);
     assert_eq!(lab.commands(leaders[0]).len(), 20 - 1, "all but the first are taken");
+}
+
+#[test]
+fn a_leader_without_room_on_a_node_of_many_groups_hands_over() {
+    let mut lab = Lab::new(3);
+    lab.elect(1);
+    lab.step(1, Input::Room { room: NONE });
+    let leaders = leaders_while_somebody_proposes(&mut lab, 3, true);
+    assert_eq!(leaders.len(), 2, "{leaders:?}");
+    assert!(lab.commands(leaders[1]).len() >= 10);
 }
 
 #[test]
@@ -543,13 +559,13 @@ fn nodes_without_room_do_not_pass_the_lead_around() {
     for id in lab.ids() {
         lab.step(id, Input::Room { room: little });
     }
-    let leaders = leaders_while_somebody_proposes(&mut lab, 60);
+    let leaders = leaders_while_somebody_proposes(&mut lab, 60, false);
     assert!((3..=12).contains(&leaders.len()), "{leaders:?}");
     // A sole voter keeps its place.
     let mut lab = Lab::new(1);
     lab.elect(1);
     let term = lab.status(1).term;
     lab.step(1, Input::Room { room: NONE });
-    assert_eq!(leaders_while_somebody_proposes(&mut lab, 5), [1]);
+    assert_eq!(leaders_while_somebody_proposes(&mut lab, 5, false), [1]);
     assert_eq!(lab.status(1).term, term);
 }

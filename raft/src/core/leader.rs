@@ -207,8 +207,8 @@ impl Core {
         }
     }
 
-    /// Notes how long the room has been short.
-    fn watch_room(&mut self) {
+    /// Notes how long the room has been short. With each heartbeat, whoever counts the time for it.
+    pub(super) fn watch_room(&mut self) {
         let is_short = self.is_short_of_room();
         let RoleState::Leader(leader) = &mut self.role else { return };
         if is_short {

@@ -199,6 +199,7 @@ impl Core {
     /// The common tick of all groups of a node: a leader sends its heartbeats now, together with
     /// the others.
     pub(super) fn on_beat(&mut self) {
+        self.watch_room();
         let RoleState::Leader(leader) = &self.role else { return };
         if !self.quiescence.quiesced {
             if self.entries_beat(leader) {

@@ -367,8 +367,8 @@ impl Core {
     }
 }
 
-/// The most entries in the next message to `peer`. One that has left entries out for want of room is
-/// asked with a single one.
+/// The most entries in the next message to `peer`. One that has left entries out for want of room
+/// is asked with a single one.
 fn max_entries(config: &Config, peer: &Peer) -> u64 {
     if peer.untaken > 1 { 1 } else { config.max_append_entries as u64 }
 }
