@@ -161,9 +161,9 @@ async fn a_caller_that_commits_is_asked_before_it_loses_partitions() {
     assert_eq!((owned(&first).len(), owned(&second).len()), (1, 1));
 }
 
-/// A poll that is dropped has told of nothing. What the member was given before it, and has to give up
-/// by the next poll, was never its own for the caller: told of both at once, it might take the one
-/// for the later, and go on working on what another member has.
+/// A poll that is dropped has told of nothing. What the member was given before it, and has to give
+/// up by the next poll, was never its own for the caller: told of both at once, it might take the
+/// one for the later, and go on working on what another member has.
 #[tokio::test(start_paused = true)]
 async fn what_is_given_and_goes_before_a_poll_tells_is_not_told() {
     // With `ExactlyOnce` a cooperative member that waits for the others tells what it keeps.

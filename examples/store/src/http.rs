@@ -12,12 +12,13 @@
 //! | `GET /status` | this node's view of the cluster, as JSON |
 //! | `GET /members`, `POST /members` | who belongs to the cluster, see [`members`] |
 //!
-//! A version is the `ETag` of a value, with its quotes: others are 400. 404 (no such key) and 412 (another version) are answers. A
-//! request that failed gets `{"error", "outcome"}`, where `outcome` is `not_applied` (safe to send
-//! again) or `unknown` (it may have happened, or happen later). A node that is not the leader
-//! answers a write with 307 and the leader's address (`curl -L`), if it can reach the leader
-//! itself; else it waits up to a second for one that it can reach, and then answers 503. 507 says
-//! that as much is stored as the journal has room for: deletes are taken.
+//! A version is the `ETag` of a value, with its quotes: others are 400. 404 (no such key) and 412
+//! (another version) are answers. A request that failed gets `{"error", "outcome"}`, where
+//! `outcome` is `not_applied` (safe to send again) or `unknown` (it may have happened, or happen
+//! later). A node that is not the leader answers a write with 307 and the leader's address (`curl
+//! -L`), if it can reach the leader itself; else it waits up to a second for one that it can
+//! reach, and then answers 503. 507 says that as much is stored as the journal has room for:
+//! deletes are taken.
 
 use std::sync::Arc;
 use std::time::Duration;

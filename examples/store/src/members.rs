@@ -3,10 +3,12 @@
 //! | request | what it does |
 //! |---|---|
 //! | `GET /members` | the members as this node knows them, as JSON |
-//! | `POST /members` | `{"add": {"id", "peers", "http"}, "move": {"id", "peers", "http"}, "remove": ID}`, any of them: 200 once it is so |
+//! | `POST /members` | `{"add": NODE, "move": NODE, "remove": ID}`, any of them: 200 once it is so |
 //!
-//! A change may be sent again, whatever came of it: what is done already is not done twice. To add a
-//! node that is a member at other addresses is refused with 409, since a slip of the number would
+//! NODE is `{"id", "peers", "http"}`.
+//!
+//! A change may be sent again, whatever came of it: what is done already is not done twice. To add
+//! a node that is a member at other addresses is refused with 409, since a slip of the number would
 //! take a healthy node out: only `move` changes where a member is.
 
 use std::collections::BTreeMap;
@@ -178,8 +180,8 @@ pub struct Wanted {
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 enum Refused {
     #[error(
-        "node {id} is a member at {at}: `store move` gives a member other addresses; a new node has \
-         a number that no node of this cluster ever had"
+        "node {id} is a member at {at}: `store move` gives a member other addresses; a new node \
+         has a number that no node of this cluster ever had"
     )]
     IsMember { id: u64, at: String },
     #[error("node {id} is no member: `store add` adds a node")]
