@@ -31,13 +31,11 @@ pub trait LogStore: Send + Sync + 'static {
         usize::MAX
     }
 
-    /// How much room is left for entries, for a group whose entries since its current snapshot
-    /// weigh `log_bytes`. The node takes snapshots early, and takes no more entries, where it is
-    /// short. Asked some ten times a second while the group writes, so it must be quick and not
-    /// wait.
+    /// How much room is left for entries. The node takes snapshots early, and takes no more
+    /// entries, where it is short. Asked some ten times a second while the group writes, so it must
+    /// be quick and not wait.
     /// `None`, the default: there is no limit that the store knows, and it is not asked again.
-    fn room(&self, log_bytes: u64) -> Option<Room> {
-        let _ = log_bytes;
+    fn room(&self) -> Option<Room> {
         None
     }
 

@@ -15,8 +15,8 @@ use voussoir_raft::memory::{MemoryStore, Network};
 use voussoir_raft::net::NetTransport;
 use voussoir_raft::testing::conformance;
 use voussoir_raft::{
-    Config as RaftConfig, Inbox, LogStore, Message, Node, NodeConfig, Raft, Role, SnapshotAnswer,
-    SnapshotPart, Transport,
+    Config as RaftConfig, Inbox, LogStore, Message, Node, NodeConfig, ProposeError, Raft, Role,
+    SnapshotAnswer, SnapshotPart, Transport,
 };
 
 const IDENTITY: Identity = Identity { cluster: 1, node: 1, group: 5 };
@@ -53,6 +53,35 @@ async fn the_store_on_the_journal_keeps_its_promises() {
         ready(Arc::new(store) as Arc<dyn LogStore>)
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_node_on_small_segments_takes_what_they_hold() {
+    let start = async |longest: Option<usize>| {
+        let mut options = Config::default();
+        (options.segment_bytes, options.max_bytes) = (256 << 10, 16 << 20);
+        let journal = Journal::open_with(Arc::new(MemoryFiles::new()), options).unwrap();
+        let store = JournalStore::create(&journal, IDENTITY).unwrap();
+        let mut config = RaftConfig::new(1, [1]);
+        config.group = IDENTITY.group;
+        config.max_entry_bytes = longest.unwrap_or(config.max_entry_bytes);
+        let machine = Box::new(cluster::Text::default());
+        Raft::start(config, Arc::new(store), machine, Network::new().node(1)).await
+    };
+    let refused = start(Some(64 << 10)).await.map(drop).unwrap_err();
+    assert!(refused.to_string().contains("what the log store takes"), "{refused}");
+    let raft = start(None).await.unwrap();
+    raft.status().wait_for(|status| status.role == Role::Leader).await.unwrap();
+    let mut proposals = tokio::task::JoinSet::new();
+    for _ in 0..200 {
+        let raft = raft.clone();
+        proposals.spawn(async move { raft.propose(Bytes::from(vec![b'a'; 1000])).await.is_ok() });
+    }
+    assert!(proposals.join_all().await.into_iter().all(|is_ok| is_ok));
+    let longest = (64 << 10) - 1024;
+    let refused = raft.propose(Bytes::from(vec![b'a'; longest + 1])).await.unwrap_err();
+    assert!(matches!(refused, ProposeError::TooLarge { max_bytes, .. } if max_bytes == longest));
+    raft.propose(Bytes::from(vec![b'a'; longest])).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

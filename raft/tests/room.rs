@@ -219,6 +219,39 @@ async fn three_nodes_of_many_groups_overwrite_what_their_journals_hold() {
     World::new(3, 17).await.overwrite(keys(4, 17), 6).await;
 }
 
+/// Groups whose logs are small take no snapshot to make room, unless it is all that there is: they
+/// hold it together, and have nothing to do that would make them look.
+#[tokio::test(start_paused = true)]
+async fn groups_at_rest_give_room_to_others() {
+    let (mut options, groups) = (options(), 300);
+    (options.segment_bytes, options.max_bytes) = (1 << 20, 24 << 20);
+    let journal = Journal::open_with(Arc::new(MemoryFiles::new()), options).unwrap();
+    let node = Node::start(NodeConfig::default(), Network::new().node(1)).unwrap();
+    let mut rafts = Vec::new();
+    for group in 0..=groups {
+        let (store, values) = (create(&journal, 1, group), Values::default());
+        let raft = node.start_group(config(1, 1, group), store, Box::new(values.clone())).await;
+        rafts.push((raft.unwrap(), values));
+    }
+    let (last, resting) = rafts.split_last().unwrap();
+    let mut full = resting.iter();
+    while journal.room_bytes() > 4 << 20 {
+        // 60 KiB of log, and next to no state.
+        let one = full.next().expect("there are enough groups");
+        for number in 1..=12 {
+            let command = write(1, number).slice(..5 << 10);
+            while one.0.propose(command.clone()).await.is_err() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    }
+    for key in 0..64 {
+        put(std::slice::from_ref(last), key, 1).await;
+    }
+    assert!(rafts.iter().all(|(raft, _)| raft.stopped().is_none()));
+    node.shutdown().await;
+}
+
 /// A store that does not say what room it has: entries meet the full journal.
 struct Blind(JournalStore);
 
@@ -376,6 +409,19 @@ fn a_leader_without_room_takes_no_proposals_and_leads_on() {
     lab.run(200 * MS);
     assert!(!rejected(&lab, 2));
     assert_eq!(lab.commands(2), ["y"]);
+}
+
+/// What is in a log that has filled its store is committed by an entry of the next leader, and
+/// released behind a snapshot of it.
+#[test]
+fn a_leader_begins_without_room() {
+    let mut lab = Lab::new(1);
+    lab.step(1, Input::Room { room: NONE });
+    lab.elect(1);
+    lab.run(100 * MS);
+    assert_eq!((lab.status(1).commit, lab.status(1).applied), (1, 1));
+    lab.propose(1, 1, "x");
+    assert!(rejected(&lab, 1));
 }
 
 #[test]

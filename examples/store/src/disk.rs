@@ -103,8 +103,8 @@ impl LogStore for WatchedStore {
         self.store.max_entry_bytes()
     }
 
-    fn room(&self, log_bytes: u64) -> Option<Room> {
-        self.store.room(log_bytes)
+    fn room(&self) -> Option<Room> {
+        self.store.room()
     }
 
     async fn restore(&self) -> Result<Restored, StoreError> {

@@ -9,6 +9,7 @@ use super::Core;
 use super::io::Output;
 use super::left::Left;
 use crate::store::Room;
+use crate::types::ENTRY_OVERHEAD;
 
 /// A leader takes proposals while more than this part of the store is left for entries.
 const REFUSING: u64 = 64;
@@ -56,9 +57,15 @@ impl Core {
     }
 
     /// The weight of entries that may be handed to the store now. 0: none.
+    ///
+    /// One without data, with which each leader begins, may always go: before it is committed
+    /// nothing of earlier terms is, and no snapshot makes room.
     pub(super) fn writable_bytes(&self) -> Option<u64> {
-        let handed = self.log.weight_upto(self.storage.submitted());
-        self.left.map(|left| left.after(handed))
+        let submitted = self.storage.submitted();
+        let handed = self.log.weight_upto(submitted);
+        let next = self.log.weight_upto(submitted + 1) - handed;
+        let least = if next == ENTRY_OVERHEAD { next } else { 0 };
+        self.left.map(|left| left.after(handed).max(least))
     }
 
     /// Whether a follower has as much waiting in memory as a leader may have under way to it.

@@ -37,11 +37,11 @@
 //! | 112 | u64 | version 2: no entry that is lost is of a later term; 0 when none is |
 //! | | u64 each | the voters under which the log was begun |
 //!
-//! The name record of a snapshot is its identity (u64) and then the snapshot as in
-//! [`codec`]; the end record is the number of its chunks (u64), their length in bytes (u64), and how
-//! many records each chunk takes (u64), the last ones of which may be empty. The third is left out
-//! where it is 1, which it is in segments of at least 4 MiB. End records of earlier versions are
-//! without the length, too.
+//! The name record of a snapshot is its identity (u64) and then the snapshot as in [`codec`]; the
+//! end record is the number of its chunks (u64), their length in bytes (u64), and how many records
+//! each chunk takes (u64), the last ones of which may be empty. The third is left out where it is
+//! 1, which it is in segments of at least 4 MiB. End records of earlier versions are without the
+//! length, too.
 
 #[cfg(all(test, feature = "testing"))]
 mod full_tests;
@@ -60,7 +60,7 @@ use bytes::Bytes;
 use voussoir_journal::{Commit, Health, Journal, Log, ReadError};
 
 use self::pipeline::{Pipeline, Stores};
-use self::room::Ledger;
+use self::room::Account;
 use self::snapshots::{Adoption, Snapshots};
 use self::state::State;
 use crate::codec;
@@ -170,14 +170,6 @@ struct Inner {
     sound: bool,
     pipeline: Arc<Pipeline>,
     snapshots: Arc<Snapshots>,
-    group: u64,
-    ledger: Arc<Ledger>,
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        self.ledger.forget(self.group);
-    }
 }
 
 impl JournalStore {
@@ -232,10 +224,13 @@ impl JournalStore {
         let entries = entries_log(journal, group, state.written_log())?;
         let damaged =
             state.repairing.map(|_| entries_log(journal, group, state.log)).transpose()?;
-        let pipeline = Pipeline::new(journal.clone(), entries, damaged, logs.state, state);
+        let (_, snapshot, _) = snapshots.sizes();
+        let log = entries.info();
+        let account = Account::new(journal.shared(), snapshot, log.end, log.bytes);
+        let journal = journal.clone();
+        let pipeline = Pipeline::new(journal, entries, damaged, logs.state, state, account);
         stores.note(group, &pipeline);
-        let ledger = journal.shared();
-        Ok(Self { inner: Arc::new(Inner { sound, pipeline, snapshots, group, ledger }) })
+        Ok(Self { inner: Arc::new(Inner { sound, pipeline, snapshots }) })
     }
 
     /// The groups of which the journal holds something, ascending.
@@ -469,15 +464,9 @@ impl LogStore for JournalStore {
         max_entry_bytes(self.inner.snapshots.journal())
     }
 
-    fn room(&self, log_bytes: u64) -> Option<Room> {
-        let Inner { snapshots, group, ledger, pipeline, .. } = &*self.inner;
-        let (current, staged) = snapshots.sizes();
-        let mut room = ledger.room(snapshots.journal(), *group, current, staged, log_bytes);
-        if pipeline.is_short() {
-            // Whatever the limits say: the disk may be full, or the log over a quota.
-            room.bytes = 0;
-        }
-        Some(room)
+    fn room(&self) -> Option<Room> {
+        let (covered, current, staged) = self.inner.snapshots.sizes();
+        Some(self.inner.pipeline.room(covered, current, staged))
     }
 
     async fn restore(&self) -> Result<Restored, StoreError> {
@@ -503,9 +492,14 @@ impl LogStore for JournalStore {
             None => return self.inner.pipeline.refuse(StoreError::NotStaged, done),
         };
         let snapshots = Arc::clone(&self.inner.snapshots);
+        // Which holds this until it has been told.
+        let pipeline = Arc::downgrade(&self.inner.pipeline);
         let adopted = Completion::new(move |result| {
             if let (Some(current), true) = (adopts, result.is_ok()) {
                 snapshots.became_current(current);
+                // The entries that it covers need room no more, whoever asks for it, or not.
+                let (covered, current, staged) = snapshots.sizes();
+                pipeline.upgrade().map(|pipeline| pipeline.room(covered, current, staged));
             }
             done.complete(result);
         });
@@ -519,6 +513,10 @@ impl LogStore for JournalStore {
     }
 
     async fn stage(&self, name: &SnapshotName) -> Result<Box<dyn SnapshotWriter>, StoreError> {
+        if !self.inner.pipeline.admit_snapshot() {
+            let why = "the rest of the journal is for the snapshots of other groups";
+            return Err(StoreError::Rejected(Arc::new(std::io::Error::other(why))));
+        }
         let writer = Snapshots::stage(&self.inner.snapshots, name).await?;
         Ok(Box::new(writer))
     }

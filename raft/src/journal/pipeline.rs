@@ -1,6 +1,7 @@
 //! Writes on their way to the journal, in order.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,10 +12,11 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use voussoir_journal::{Batch, Commit, Durability, Error, Journal, Lease, Log};
 
+use super::room::Account;
 use super::state::State;
 use super::{Current, Identity, entries_log, max_entry_bytes, store_error};
 use crate::codec;
-use crate::store::{Completion, LogWrite, StoreError};
+use crate::store::{Completion, LogWrite, Room, StoreError};
 use crate::types::Entry;
 
 /// About how long a batch of entries is, in bytes, where the segments allow it: long enough to cost
@@ -72,6 +74,7 @@ struct Queue {
     retries: bool,
     /// Where such a task runs: the runtime of the group. The journal's threads have none.
     runtime: Option<Handle>,
+    account: Account,
     failed: Option<StoreError>,
 }
 
@@ -86,6 +89,14 @@ struct Step {
     appends: bool,
     /// The first index that it appends or cuts; `u64::MAX` for none.
     from: u64,
+    /// Bytes of the entries of the whole write that need room beside the next snapshots, and the
+    /// index behind the last. For the first part: nobody is told of a write that waits half
+    /// written, so that no snapshot of what it brings could make room for the rest. Nothing where
+    /// no entry has data: a leader begins with such a one, and before that is committed no
+    /// snapshot may make room.
+    admits: (u64, u64),
+    /// The bytes that are on their way no more. For the last part.
+    lands: u64,
     /// The snapshot that it makes current, where it does nothing else.
     adopts: Option<Current>,
     /// For the last part.
@@ -152,6 +163,7 @@ impl Pipeline {
         damaged: Option<Log>,
         state: Log,
         stored: State,
+        account: Account,
     ) -> Arc<Self> {
         let queue = Queue {
             landed_state: stored.clone(),
@@ -168,14 +180,27 @@ impl Pipeline {
             is_short: false,
             retries: false,
             runtime: None,
+            account,
             failed: None,
         };
         Arc::new(Self { journal, state, queue: Mutex::new(queue) })
     }
 
-    /// Whether a write waits for room.
-    pub(super) fn is_short(&self) -> bool {
-        self.queue.lock().is_short
+    /// Whether there is room for the next snapshot.
+    pub(super) fn admit_snapshot(&self) -> bool {
+        self.queue.lock().account.admit_snapshot(&self.journal)
+    }
+
+    /// The room for entries, with a current snapshot of so many bytes that covers what is before
+    /// index `covered`, while so many bytes of the next one are stored.
+    pub(super) fn room(&self, covered: u64, snapshot: u64, staged: Option<u64>) -> Room {
+        let mut queue = self.queue.lock();
+        let mut room = queue.account.room(&self.journal, covered, snapshot, staged);
+        if queue.is_short {
+            // Whatever the limits say: the disk may be full, or the log over a quota.
+            room.bytes = 0;
+        }
+        room
     }
 
     /// The log that entries are written to.
@@ -369,6 +394,14 @@ impl Pipeline {
                 queue.backlog.push_front(step);
                 break;
             }
+            let (bytes, end) = step.admits;
+            if !queue.account.admit(&self.journal, end, bytes) {
+                queue.backlog.push_front(step);
+                if alone {
+                    queue.note_shortage(&"the rest is for the next snapshots");
+                }
+                break;
+            }
             let mut commit = step.commit.clone();
             if let Some(state) = &step.state {
                 commit = commit.append(&self.state, [state.encode()]);
@@ -387,6 +420,7 @@ impl Pipeline {
                 self.journal.submit(commit, landed)
             };
             if let Err(rejected) = submitted {
+                queue.account.refused(bytes);
                 let error = rejected.error;
                 let is_full = error.is_retryable();
                 if is_full || !alone {
@@ -494,6 +528,7 @@ impl Queue {
         }
         if let Some(upto) = write.release.filter(|upto| *upto > self.first) {
             (commit, releases) = (commit.release(&self.entries, upto), true);
+            self.account.release(upto);
             self.first = upto;
             self.end = self.end.max(upto);
         }
@@ -511,19 +546,7 @@ impl Queue {
             self.stored.log = self.stored.written_log();
             self.stored.repairing = None;
         }
-        let states = write.hard_state.is_some() || write.voters.is_some() || write.commit.is_some();
-        let mut state = None;
-        if adopts.is_some() || states || write.condemned || replaced.is_some() {
-            let stored = &mut self.stored;
-            stored.commit = write.commit.unwrap_or(stored.commit);
-            stored.condemned |= write.condemned;
-            stored.hard_state = write.hard_state.unwrap_or(stored.hard_state);
-            stored.snapshot = adopts.or(stored.snapshot);
-            if write.voters.is_some() {
-                stored.voters.clone_from(&write.voters);
-            }
-            state = Some(stored.clone());
-        }
+        let mut state = self.plan_state(write, adopts, replaced.is_some());
         let mut done = Some(done);
         let mut batches = batches.into_iter().peekable();
         // A release makes the room that the entries beside it may need.
@@ -532,10 +555,14 @@ impl Queue {
             // becomes current must not fail where the journal is full of entries.
             let commit = std::mem::take(&mut commit).frees_space();
             let done = if batches.peek().is_none() { done.take() } else { None };
-            let adopts = adopts.filter(|_| write.is_only_snapshot());
+            let adopts = adopts.filter(|_| does_nothing_else(write));
             let (state, from) = (state.take(), cuts.take().unwrap_or(u64::MAX));
-            self.backlog.push_back(Step { commit, state, appends: false, from, adopts, done });
+            let (appends, admits, lands) = (false, (0, 0), 0);
+            let step = Step { commit, state, appends, from, admits, lands, adopts, done };
+            self.backlog.push_back(step);
         }
+        let (bytes, behind) = to_be_admitted(&write.entries);
+        let mut admits = (bytes, behind);
         while let Some(batch) = batches.next() {
             let cut = cuts.take();
             if cut.is_none() {
@@ -547,10 +574,35 @@ impl Queue {
             commit = commit.append_batch(&self.entries, batch);
             let done = if batches.peek().is_none() { done.take() } else { None };
             let state = state.take();
-            self.backlog.push_back(Step { commit, state, appends, from, adopts: None, done });
+            let admits = std::mem::take(&mut admits);
+            let (lands, adopts) = (if done.is_some() { bytes } else { 0 }, None);
+            let step = Step { commit, state, appends, from, admits, lands, adopts, done };
+            self.backlog.push_back(step);
             commit = Commit::new();
         }
         Ok(())
+    }
+
+    /// What the state record of a write says, if it has one.
+    fn plan_state(
+        &mut self,
+        write: &LogWrite,
+        adopts: Option<Current>,
+        is_repaired: bool,
+    ) -> Option<State> {
+        let states = write.hard_state.is_some() || write.voters.is_some() || write.commit.is_some();
+        if adopts.is_none() && !states && !write.condemned && !is_repaired {
+            return None;
+        }
+        let stored = &mut self.stored;
+        stored.commit = write.commit.unwrap_or(stored.commit);
+        stored.condemned |= write.condemned;
+        stored.hard_state = write.hard_state.unwrap_or(stored.hard_state);
+        stored.snapshot = adopts.or(stored.snapshot);
+        if write.voters.is_some() {
+            stored.voters.clone_from(&write.voters);
+        }
+        Some(stored.clone())
     }
 
     /// Notes how a commit ended, and finds out what is done because of it.
@@ -566,6 +618,7 @@ impl Queue {
                 break;
             };
             self.landed += 1;
+            self.account.landed(step.lands);
             if let Err(error) = result {
                 let error = store_error(error);
                 told.extend(step.done.map(|done| (done, Err(error.clone()))));
@@ -614,11 +667,11 @@ impl Queue {
     }
 
     /// The journal has no room for the first of `backlog`.
-    fn note_shortage(&mut self, error: &Error) {
+    fn note_shortage(&mut self, why: &dyn fmt::Display) {
         if !std::mem::replace(&mut self.is_short, true) {
             let Identity { node, group, .. } = self.stored.identity;
             tracing::warn!(
-                target: "voussoir::raft", node, group, %error,
+                target: "voussoir::raft", node, group, %why,
                 "no room for a write: it waits, with all that follow it"
             );
         }
@@ -652,6 +705,7 @@ impl Queue {
         let mut why = None;
         while let Some(Flight { step, result }) = self.flying.pop_back() {
             self.state_end -= u64::from(step.state.is_some());
+            self.account.refused(step.admits.0);
             self.backlog.push_front(step);
             why = result.and_then(Result::err);
         }
@@ -662,10 +716,26 @@ impl Queue {
     fn fail(&mut self, error: &StoreError) -> Told {
         let error = self.failed.get_or_insert_with(|| error.clone()).clone();
         self.landed += self.flying.len() as u64;
+        self.account.landed(u64::MAX);
         let flying = self.flying.drain(..).filter_map(|flight| flight.step.done);
         let backlog = self.backlog.drain(..).filter_map(|step| step.done);
         flying.chain(backlog).map(|done| (done, Err(error.clone()))).collect()
     }
+}
+
+/// The bytes of the entries of a write that need room, and the index behind the last.
+fn to_be_admitted(entries: &[Entry]) -> (u64, u64) {
+    let has_data = entries.iter().any(|entry| !entry.data.is_empty());
+    let taken = |entry: &Entry| (entry.data.len() + codec::ENTRY_HEAD_BYTES + 4) as u64;
+    let bytes = if has_data { entries.iter().map(taken).sum() } else { 0 };
+    (bytes, entries.last().map_or(0, |entry| entry.index + 1))
+}
+
+/// Whether a write that makes a snapshot current does nothing else.
+fn does_nothing_else(write: &LogWrite) -> bool {
+    let leaves_entries = write.truncate_from.is_none() && write.release.is_none();
+    let is_bare = write.entries.is_empty() && write.hard_state.is_none();
+    leaves_entries && is_bare && !write.condemned && !write.repaired
 }
 
 /// Entries as batches of the journal that `log` is in, of at most so many bytes. One entry may

@@ -3,8 +3,14 @@
 //! A log is released only behind a snapshot, and a snapshot needs room itself, beside the one that
 //! it replaces. So entries may not take the room that the next snapshots of all groups need: a
 //! journal that is full of entries could never be emptied.
+//!
+//! The next snapshot takes no more than the current one and all entries behind it, so an entry
+//! takes its bytes twice: in the log, and of the room that is kept for the snapshot. Groups see the
+//! room from time to time and slow down ([`Account::room`]); what many of them begin between two
+//! looks meets the limit when it is written ([`Account::admit`]), and waits.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use voussoir_journal::Journal;
@@ -15,61 +21,330 @@ use crate::store::{Room, SMALL_LOG};
 /// end of a log that is released or deleted keeps a part of one.
 const SPARE_SEGMENTS: u64 = 3;
 
-/// The largest commit of entries or of a snapshot, with what the journal adds.
-const MAX_FRAME: u64 = (1 << 20) + 4096;
+/// Most commits of entries, and records of a snapshot, are no larger, with what the journal adds.
+/// None has more than a quarter of a segment.
+const FRAME_BYTES: u64 = (256 << 10) + 4096;
 
-/// What the next snapshots of the groups on one journal will take, in bytes.
+/// Entries of about so many bytes are counted together.
+const PIECE_BYTES: u64 = 256 << 10;
+
+/// What the groups on one journal take, in bytes.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
-    groups: Mutex<Groups>,
+    sums: Mutex<Sums>,
 }
 
-#[derive(Debug, Default)]
-struct Groups {
-    needs: BTreeMap<u64, u64>,
-    /// Invariant: the sum of `needs`.
-    sum: u64,
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    /// What the next snapshots take. Invariant: the sum of `need` over all accounts.
+    needs: u64,
+    /// Entries on their way. Invariant: the sum of `flying` over all accounts.
+    flying: u64,
+    /// Groups that take a snapshot to make room. Invariant: those accounts that are `large`.
+    large: u64,
+    /// The largest frame that was seen.
+    frame: u64,
 }
 
 impl Ledger {
-    /// Notes what the next snapshot of a group will take; 0 where it needs none soon. Returns the
-    /// sum over all groups, and how many of them need one.
-    fn note(&self, group: u64, need: u64) -> (u64, u64) {
-        let mut groups = self.groups.lock();
-        let before = match need {
-            0 => groups.needs.remove(&group),
-            need => groups.needs.insert(group, need),
-        };
-        groups.sum = groups.sum - before.unwrap_or(0) + need;
-        (groups.sum, groups.needs.len() as u64)
+    /// Notes how large a record of a snapshot is.
+    pub(super) fn note_frame(&self, bytes: u64) {
+        let mut sums = self.sums.lock();
+        sums.frame = sums.frame.max(bytes + 4096);
     }
+}
 
-    /// The group is not on this journal any more, or nobody works on it.
-    pub(super) fn forget(&self, group: u64) {
-        self.note(group, 0);
-    }
-
-    /// The room for entries of a group whose current snapshot has so many bytes, of whose next one
-    /// so many are stored already, and whose entries since the current one weigh `log_bytes`.
-    pub(super) fn room(
-        &self,
-        journal: &Journal,
-        group: u64,
-        snapshot: u64,
-        staged: u64,
-        log_bytes: u64,
-    ) -> Room {
-        let (max_bytes, segment) = journal.limits();
-        // The state grows by no more than what has been applied to it.
-        let next = snapshot.saturating_add(log_bytes).saturating_sub(staged);
-        let need = if log_bytes < SMALL_LOG { 0 } else { next };
-        let (sum, groups) = self.note(group, need);
+impl Sums {
+    /// What entries may take of a journal, if one byte of them took no more than that, and so many
+    /// segments are left beside the snapshots.
+    fn free(self, journal: &Journal, spare: u64) -> u64 {
+        let (_, segment) = journal.limits();
         // A commit that does not fit into the rest of a segment leaves that rest unused.
-        let used_of_segment = segment - MAX_FRAME.min(segment / 4);
-        let spare = (max_bytes / segment / 8).min(SPARE_SEGMENTS);
-        let reserved = (sum.div_ceil(used_of_segment) + spare).saturating_mul(segment);
-        let bytes = journal.room_bytes().saturating_sub(reserved);
-        let share = (bytes / 2 / groups.max(1)).max(SMALL_LOG);
-        Room { bytes, max_bytes, share }
+        let used_of_segment = segment - self.frame.max(FRAME_BYTES).min(segment / 4);
+        let reserved = (self.needs.div_ceil(used_of_segment) + spare).saturating_mul(segment);
+        journal.room_bytes().saturating_sub(reserved).saturating_sub(self.flying)
+    }
+}
+
+/// How many segments are left beside the snapshots.
+fn spare(journal: &Journal) -> u64 {
+    let (max_bytes, segment) = journal.limits();
+    (max_bytes / segment / 8).min(SPARE_SEGMENTS)
+}
+
+/// What one group takes. Dropped, it takes nothing.
+#[derive(Debug)]
+pub(super) struct Account {
+    ledger: Arc<Ledger>,
+    /// The log behind the current snapshot, in pieces: the index behind each, and its bytes.
+    pieces: VecDeque<(u64, u64)>,
+    /// Invariant: the bytes of `pieces`.
+    log: u64,
+    /// Bytes of the current snapshot.
+    snapshot: u64,
+    /// Bytes that are stored of the next one, if it has begun.
+    staged: Option<u64>,
+    /// Entries that are with the journal.
+    flying: u64,
+    /// What the next snapshot takes, as `ledger` has it.
+    need: u64,
+    /// As `ledger` has it.
+    large: bool,
+}
+
+impl Account {
+    /// Of a group with a snapshot of so many bytes, whose log ends before `end` and has `log`.
+    pub(super) fn new(ledger: Arc<Ledger>, snapshot: u64, end: u64, log: u64) -> Self {
+        let pieces = VecDeque::from([(end, log)]);
+        let (staged, flying, need, large) = (None, 0, 0, false);
+        let mut account = Self { ledger, pieces, log, snapshot, staged, flying, need, large };
+        account.enter();
+        account
+    }
+
+    /// What the next snapshot takes while the log has `log` bytes. With a small log none is taken
+    /// soon, or only where there is room for it: see [`admit_snapshot`](Self::admit_snapshot).
+    fn need_with(&self, log: u64) -> u64 {
+        let is_soon = log >= SMALL_LOG || self.staged.is_some();
+        if is_soon { self.next().saturating_add(log) } else { 0 }
+    }
+
+    /// The current snapshot, without what is stored of the next one.
+    fn next(&self) -> u64 {
+        self.snapshot.saturating_sub(self.staged.unwrap_or(0))
+    }
+
+    /// Tells the ledger what has changed. Returns the sums.
+    fn enter(&mut self) -> Sums {
+        let (need, large) = (self.need_with(self.log), self.log >= SMALL_LOG);
+        let mut sums = self.ledger.sums.lock();
+        sums.needs = (sums.needs - self.need).saturating_add(need);
+        sums.large = sums.large - u64::from(self.large) + u64::from(large);
+        (self.need, self.large) = (need, large);
+        *sums
+    }
+
+    /// Whether entries of so many bytes, the last one before index `end`, may be handed to the
+    /// journal, all of one write. If so, they are on their way. The spare segments are left where
+    /// there is a log: a snapshot of it brings them back. Without one nothing would.
+    pub(super) fn admit(&mut self, journal: &Journal, end: u64, bytes: u64) -> bool {
+        if bytes == 0 {
+            return true;
+        }
+        {
+            let need = self.need_with(self.log + bytes);
+            let mut sums = self.ledger.sums.lock();
+            let frame = sums.frame.max(bytes + 4096);
+            let needs = (sums.needs - self.need).saturating_add(need);
+            let after = Sums { needs, frame, ..*sums };
+            let spare = if self.log == 0 { 0 } else { spare(journal) };
+            if after.free(journal, spare) < bytes {
+                return false;
+            }
+            *sums = Sums { flying: sums.flying + bytes, ..after };
+            self.need = need;
+        }
+        self.flying += bytes;
+        self.log += bytes;
+        match self.pieces.back_mut() {
+            Some((last, held)) if *held + bytes <= PIECE_BYTES => {
+                (*last, *held) = (end.max(*last), *held + bytes);
+            }
+            _ => self.pieces.push_back((end, bytes)),
+        }
+        self.enter();
+        true
+    }
+
+    /// Whether the next snapshot may be stored: one that was not reckoned with must leave the room
+    /// of the others.
+    pub(super) fn admit_snapshot(&mut self, journal: &Journal) -> bool {
+        let before = self.staged;
+        self.staged.get_or_insert(0);
+        let need = self.need_with(self.log);
+        let mut sums = self.ledger.sums.lock();
+        let after = Sums { needs: (sums.needs - self.need).saturating_add(need), ..*sums };
+        if need > self.need && after.free(journal, 0) == 0 {
+            self.staged = before;
+            return false;
+        }
+        (*sums, self.need) = (after, need);
+        true
+    }
+
+    /// What was on its way is written, or nobody knows.
+    pub(super) fn landed(&mut self, bytes: u64) {
+        let bytes = bytes.min(self.flying);
+        self.flying -= bytes;
+        self.ledger.sums.lock().flying -= bytes;
+    }
+
+    /// The journal has not taken what was admitted last.
+    pub(super) fn refused(&mut self, mut bytes: u64) {
+        if bytes == 0 {
+            return;
+        }
+        self.landed(bytes);
+        // Ends: each round takes a piece off, or leaves. A snapshot may have covered some of it.
+        while let Some((_, held)) = self.pieces.back_mut() {
+            let taken = bytes.min(*held);
+            (*held, bytes) = (*held - taken, bytes - taken);
+            self.log -= taken;
+            if *held > 0 {
+                break;
+            }
+            self.pieces.pop_back();
+        }
+        self.enter();
+    }
+
+    /// No next snapshot holds what is before index `covered` beside the current one.
+    pub(super) fn release(&mut self, covered: u64) {
+        while let Some((_, bytes)) = self.pieces.front().filter(|(end, _)| *end <= covered) {
+            self.log -= bytes;
+            self.pieces.pop_front();
+        }
+    }
+
+    /// The room for entries of the group, whose current snapshot covers what is before index
+    /// `covered` in so many bytes, and of whose next one so many are stored already, if any.
+    pub(super) fn room(
+        &mut self,
+        journal: &Journal,
+        covered: u64,
+        snapshot: u64,
+        staged: Option<u64>,
+    ) -> Room {
+        self.release(covered);
+        (self.snapshot, self.staged) = (snapshot, staged);
+        let sums = self.enter();
+        let bytes = sums.free(journal, spare(journal)) / 2;
+        let share = (bytes / sums.large.max(1)).max(SMALL_LOG);
+        Room { bytes, max_bytes: journal.limits().0, share }
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        let mut sums = self.ledger.sums.lock();
+        sums.needs -= self.need;
+        sums.flying -= self.flying;
+        sums.large -= u64::from(self.large);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use voussoir_journal::{Commit, Config, MemoryFiles};
+
+    use super::*;
+
+    const SEGMENT: u64 = 2 << 20;
+
+    /// A journal that may have so many segments, one of which is begun.
+    fn journal(segments: u64) -> Journal {
+        let mut options = Config::manual();
+        (options.segment_bytes, options.max_bytes) = (SEGMENT, segments * SEGMENT);
+        Journal::open_with(Arc::new(MemoryFiles::new()), options).unwrap()
+    }
+
+    fn account(journal: &Journal) -> Account {
+        Account::new(journal.shared(), 0, 1, 0)
+    }
+
+    /// Admits 64 KiB at a time until no more is. Returns how many.
+    fn fill(account: &mut Account, journal: &Journal) -> u64 {
+        (1..=2_000).take_while(|at| account.admit(journal, at + 1, SMALL_LOG)).count() as u64
+    }
+
+    #[test]
+    fn entries_leave_the_room_of_the_snapshot_that_releases_them() {
+        let journal = journal(40);
+        let mut one = account(&journal);
+        let before = one.room(&journal, 0, 0, None).bytes;
+        let admitted = fill(&mut one, &journal) * SMALL_LOG;
+        // Each byte twice: in the log, and in the snapshot.
+        assert!(admitted <= journal.room_bytes() / 2 && admitted > journal.room_bytes() / 3);
+        assert!(admitted.abs_diff(before) < 4 * SEGMENT, "it was told so: {before}");
+        // What is on its way already counts for everybody.
+        let mut other = account(&journal);
+        assert!(other.room(&journal, 0, 0, None).bytes < SEGMENT);
+        // It has nothing that a snapshot could release, so it may take what else is spare.
+        assert!(fill(&mut other, &journal) * SMALL_LOG <= 4 * SEGMENT);
+        other.refused(other.flying);
+        // It was refused after all.
+        for _ in 0..admitted / SMALL_LOG {
+            one.refused(SMALL_LOG);
+        }
+        assert_eq!(one.room(&journal, 0, 0, None).bytes, before);
+        drop(one);
+        assert!(other.admit(&journal, 2, SMALL_LOG));
+        other.landed(SMALL_LOG);
+        drop(other);
+        let sums = *journal.shared::<Ledger>().sums.lock();
+        assert_eq!((sums.needs, sums.flying, sums.large), (0, 0, 0));
+    }
+
+    #[test]
+    fn what_a_snapshot_covers_is_no_part_of_the_next_one() {
+        let journal = journal(40);
+        let mut one = account(&journal);
+        for index in 1..=16 {
+            assert!(one.admit(&journal, index + 1, SMALL_LOG));
+        }
+        one.landed(16 * SMALL_LOG);
+        one.room(&journal, 0, 0, None);
+        assert_eq!(one.need, 16 * SMALL_LOG);
+        // Pieces of four entries: that of the twelfth is covered as a whole.
+        one.room(&journal, 13, 0, None);
+        assert_eq!(one.need, 4 * SMALL_LOG);
+        // A small log needs no snapshot soon.
+        one.room(&journal, 17, 1 << 30, None);
+        assert_eq!(one.need, 0);
+        assert!(!one.admit(&journal, 18, SMALL_LOG), "it would need one");
+        assert!(one.admit(&journal, 18, 1000));
+        assert!(one.admit(&journal, 19, 0), "what has no data needs no room");
+    }
+
+    #[test]
+    fn a_snapshot_of_a_small_log_leaves_the_room_of_the_others() {
+        let journal = journal(40);
+        let (mut large, mut small) = (account(&journal), account(&journal));
+        assert!(small.admit(&journal, 2, 1000));
+        small.landed(1000);
+        small.room(&journal, 0, 3 << 20, None);
+        assert!(small.admit_snapshot(&journal));
+        assert_eq!(small.need, (3 << 20) + 1000);
+        // A part of it is stored by now.
+        small.room(&journal, 0, 3 << 20, Some(1 << 20));
+        assert_eq!(small.need, (2 << 20) + 1000);
+        small.room(&journal, 0, 3 << 20, None);
+        assert_eq!(small.need, 0);
+        fill(&mut large, &journal);
+        small.room(&journal, 0, 12 << 20, None);
+        assert!(!small.admit_snapshot(&journal));
+        assert_eq!(small.need, 0);
+        assert!(large.admit_snapshot(&journal), "that one is reckoned with");
+    }
+
+    #[test]
+    fn large_frames_leave_more_of_their_segments_unused() {
+        let journal = journal(40);
+        let mut one = account(&journal);
+        let before = one.room(&journal, 0, 12 << 20, Some(0)).bytes;
+        // A quarter of a segment, at most.
+        journal.shared::<Ledger>().note_frame(300 << 10);
+        assert!(one.room(&journal, 0, 12 << 20, Some(0)).bytes < before);
+    }
+
+    #[test]
+    fn what_others_write_into_the_journal_is_no_room() {
+        let journal = journal(12);
+        let mut one = account(&journal);
+        let other = journal.log("other", 1).unwrap();
+        let record = vec![7; 100 << 10];
+        while journal.commit_blocking(Commit::new().append(&other, [&record])).is_ok() {}
+        assert_eq!(one.room(&journal, 0, 0, None).bytes, 0);
+        assert!(!one.admit(&journal, 2, SMALL_LOG));
     }
 }

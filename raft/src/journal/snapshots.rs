@@ -9,6 +9,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
 use voussoir_journal::{Batch, Commit, Durability, Health, Journal, Log, ReadError};
 
+use super::room::Ledger;
 use super::{Current, OpenError, blocking, intact, read_failed, stopped, store_error};
 use crate::codec;
 use crate::store::{
@@ -104,10 +105,13 @@ impl Snapshots {
         &self.journal
     }
 
-    /// Bytes of the current snapshot, and of those that are being stored to follow it.
-    pub(super) fn sizes(&self) -> (u64, u64) {
+    /// The index behind the current snapshot, its bytes, and those of the ones that are being
+    /// stored to follow it.
+    pub(super) fn sizes(&self) -> (u64, u64, Option<u64>) {
         let table = self.table.lock();
-        (table.current_bytes, table.sizes.values().sum())
+        let covered = table.current.map_or(0, |current| current.index.saturating_add(1));
+        let staged = (!table.sizes.is_empty()).then(|| table.sizes.values().sum());
+        (covered, table.current_bytes, staged)
     }
 
     fn log(&self, number: u64) -> Result<Log, StoreError> {
@@ -154,6 +158,7 @@ impl Snapshots {
         }
         let snapshots = Arc::clone(this);
         let pieces = Pieces::of(&this.journal);
+        this.table.lock().sizes.insert(number, 0);
         let writer = Writer { snapshots, log, current, pieces, bytes: 0, finished: false };
         writer.write(Batch::from(record.freeze()), Durability::Written).await?;
         Ok(writer)
@@ -340,6 +345,8 @@ impl SnapshotWriter for Writer {
         self.write(with_empty(chunk, records - 1), Durability::Written).await?;
         self.current.chunks += 1;
         self.bytes += bytes;
+        let ledger = self.snapshots.journal.shared::<Ledger>();
+        ledger.note_frame(bytes.min(self.pieces.longest as u64));
         self.snapshots.table.lock().sizes.insert(self.current.number, self.bytes);
         Ok(())
     }

@@ -277,24 +277,6 @@ async fn segments_of_any_size_take_the_longest_entries_and_chunks() {
     }
 }
 
-#[test]
-fn the_handle_of_an_earlier_store_forgets_nothing_of_the_next() {
-    let journal = journal();
-    let early = JournalStore::create(&journal, IDENTITY).unwrap();
-    let other = JournalStore::create(&journal, Identity { group: 55, ..IDENTITY }).unwrap();
-    let room = || other.room(0).unwrap().bytes;
-    let whole = room();
-    early.room(20 << 20);
-    let short = room();
-    assert!(short < whole);
-    let next = JournalStore::open(&journal, IDENTITY).unwrap();
-    next.room(20 << 20);
-    drop(early);
-    assert_eq!(room(), short, "the group needs it still");
-    drop(next);
-    assert_eq!(room(), whole);
-}
-
 #[tokio::test]
 async fn a_restore_removes_what_was_staged_before() {
     let journal = journal();

@@ -10,6 +10,8 @@ const WEIGHT: u64 = 256 << 10;
 /// Between two looks of a group that is at rest and could release something, in nanoseconds:
 /// another group of the store may need the room.
 const AT_REST: u64 = 5_000_000_000;
+/// The same of a group with a small log: many of them may hold all the room.
+const AT_REST_WHEN_SMALL: u64 = 60_000_000_000;
 /// The same while less than a quarter of the store is left.
 const AT_REST_WHEN_LOW: u64 = 1_000_000_000;
 
@@ -32,7 +34,12 @@ impl RoomWatch {
         if self.is_short {
             return Some(asked_at.saturating_add(INTERVAL));
         }
-        (core.log_bytes() >= SMALL_LOG).then(|| asked_at.saturating_add(self.at_rest()))
+        let wait = match core.log_bytes() {
+            0 => return None,
+            bytes if bytes < SMALL_LOG => AT_REST_WHEN_SMALL,
+            _ => self.at_rest(),
+        };
+        Some(asked_at.saturating_add(wait))
     }
 
     fn at_rest(&self) -> u64 {
@@ -50,7 +57,7 @@ impl RoomWatch {
         if self.is_unlimited || !is_due {
             return;
         }
-        let Some(room) = log.room(core.log_bytes()) else {
+        let Some(room) = log.room() else {
             self.is_unlimited = true;
             return;
         };

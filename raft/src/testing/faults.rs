@@ -154,8 +154,8 @@ impl LogStore for FaultyStore {
         self.inner.max_entry_bytes()
     }
 
-    fn room(&self, log_bytes: u64) -> Option<Room> {
-        self.inner.room(log_bytes)
+    fn room(&self) -> Option<Room> {
+        self.inner.room()
     }
 
     async fn restore(&self) -> Result<Restored, StoreError> {
