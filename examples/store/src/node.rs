@@ -282,7 +282,6 @@ async fn hand_over(raft: &Raft) {
 pub(crate) struct Ending {
     /// The deadline: now, once a second signal has come.
     pub(crate) until: Instant,
-    /// Have given the first one.
     pub(crate) signals: Signals,
 }
 
@@ -315,7 +314,7 @@ impl Ending {
     async fn unless_cut(&mut self, work: impl Future<Output = ()>) {
         tokio::select! {
             () = work => {}
-            () = self.signals.recv() => {
+            () = self.signals.second() => {
                 tracing::warn!("second signal: not waiting any longer");
                 self.until = Instant::now();
             }
@@ -410,18 +409,28 @@ pub(crate) async fn stopped(raft: &Raft) -> StopReason {
 pub(crate) struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// How many were received.
+    received: u32,
 }
 
 impl Signals {
     pub(crate) fn listen() -> std::io::Result<Self> {
         let terminate = signal(SignalKind::terminate())?;
-        Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self { terminate, interrupt: signal(SignalKind::interrupt())?, received: 0 })
     }
 
     pub(crate) async fn recv(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+        }
+        self.received += 1;
+    }
+
+    /// Waits for the second one. The end may have begun without a first, when the parent exited.
+    async fn second(&mut self) {
+        while self.received < 2 {
+            self.recv().await;
         }
     }
 }
