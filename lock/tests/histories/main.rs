@@ -90,7 +90,12 @@ fn histories_of_killed_and_paused_processes_are_correct() {
                 }
                 Kind::Client => pause_a_holder(&mut processes, &resource, at),
             }
+            let refused = resource.refused();
             processes.resume(kind, at);
+            if kind == Kind::Client {
+                // Before the next fault, which may kill it.
+                resource.wait_for_a_refusal_after(refused);
+            }
             situations.reached(if kind == Kind::Node { "node paused" } else { "client paused" });
         } else {
             processes.kill(kind, at);

@@ -77,6 +77,15 @@ impl Resource {
         assert!(!waited.1.timed_out(), "nobody enters lock {lock} after token {token}");
     }
 
+    /// Returns once another late write has been refused than the first `before` ones.
+    pub(crate) fn wait_for_a_refusal_after(&self, before: u64) {
+        let (shared, changed) = &*self.shared;
+        let state = shared.lock().expect("no panic");
+        let is_none = |state: &mut Shared| state.refused <= before;
+        let waited = changed.wait_timeout_while(state, PATIENCE, is_none).expect("no panic");
+        assert!(!waited.1.timed_out(), "who was paused writes nothing");
+    }
+
     pub(crate) fn let_go(&self) {
         let (shared, changed) = &*self.shared;
         shared.lock().expect("no panic").held = None;
