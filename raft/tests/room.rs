@@ -237,7 +237,8 @@ async fn groups_at_rest_give_room_to_others() {
     let mut full = resting.iter();
     while journal.room_bytes() > 4 << 20 {
         // 60 KiB of log, and next to no state.
-        let one = full.next().expect("there are enough groups");
+        // Some may have made room already.
+        let Some(one) = full.next() else { break };
         for number in 1..=12 {
             let command = write(1, number).slice(..5 << 10);
             while one.0.propose(command.clone()).await.is_err() {
