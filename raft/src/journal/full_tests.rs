@@ -105,6 +105,15 @@ impl World {
         assert!(entries.iter().all(is_whole));
     }
 
+    /// Stores a snapshot without chunks.
+    async fn stage(&self, name: &SnapshotName) {
+        let staged = self.beside(async {
+            let writer = self.store.stage(name).await.unwrap();
+            writer.finish().await
+        });
+        staged.await.unwrap();
+    }
+
     /// Does the same work while `other` runs.
     async fn beside<T>(&self, other: impl Future<Output = T>) -> T {
         let work = async {
@@ -191,11 +200,7 @@ async fn a_snapshot_makes_room_for_the_entries_that_wait() {
     world.work().await;
     let meta = SnapshotMeta { index: 32, term: 5, members: Membership::new([3]) };
     let name = SnapshotName { meta, identity: 9 };
-    let staged = world.beside(async {
-        let writer = world.store.stage(&name).await.unwrap();
-        writer.finish().await
-    });
-    staged.await.unwrap();
+    world.stage(&name).await;
     world.fill();
     world.fill_up();
     world.append(31);
@@ -228,11 +233,7 @@ async fn a_snapshot_that_went_ahead_is_a_state_to_start_from() {
     world.work().await;
     let meta = SnapshotMeta { index: 3, term: 5, members: Membership::new([3]) };
     let name = SnapshotName { meta, identity: 9 };
-    let staged = world.beside(async {
-        let writer = world.store.stage(&name).await.unwrap();
-        writer.finish().await
-    });
-    staged.await.unwrap();
+    world.stage(&name).await;
     world.fill();
     world.fill_up();
     (2..=4).for_each(|index| world.append(index));

@@ -131,28 +131,28 @@ impl Account {
         if bytes == 0 {
             return true;
         }
+        let log = self.log + bytes;
+        let (need, large) = (self.need_with(log), log >= SMALL_LOG);
         {
-            let need = self.need_with(self.log + bytes);
             let mut sums = self.ledger.sums.lock();
             let frame = sums.frame.max(bytes + 4096);
             let needs = (sums.needs - self.need).saturating_add(need);
-            let after = Sums { needs, frame, ..*sums };
+            let larger = sums.large - u64::from(self.large) + u64::from(large);
+            let after = Sums { needs, frame, large: larger, ..*sums };
             let spare = if self.log == 0 { 0 } else { spare(journal) };
             if after.free(journal, spare) < bytes {
                 return false;
             }
             *sums = Sums { flying: sums.flying + bytes, ..after };
-            self.need = need;
         }
+        (self.need, self.large, self.log) = (need, large, log);
         self.flying += bytes;
-        self.log += bytes;
         match self.pieces.back_mut() {
             Some((last, held)) if *held + bytes <= PIECE_BYTES => {
                 (*last, *held) = (end.max(*last), *held + bytes);
             }
             _ => self.pieces.push_back((end, bytes)),
         }
-        self.enter();
         true
     }
 
