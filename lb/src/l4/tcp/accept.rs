@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
@@ -119,7 +119,7 @@ fn start(
     // Under the lock, so that a task that ends at once finds its entry.
     let mut connections = shared.connections.lock();
     let task = tokio::spawn(connection::run(registration, stream, peer, local));
-    connections.insert(id, task.abort_handle());
+    connections.insert(id, Some(task.abort_handle()));
 }
 
 /// Makes the stream end with a reset when it is dropped.
@@ -131,5 +131,48 @@ pub(super) fn reset(stream: &TcpStream) {
 impl Registration {
     pub(super) fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+
+    /// Counts how the connection ended, unless it was counted, also as closed by a drain.
+    pub(super) fn ended(&self, counter: &AtomicU64) {
+        let mut connections = self.shared.connections.lock();
+        if connections.get_mut(&self.id).and_then(Option::take).is_some() {
+            add(counter);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+    use crate::balancer::Balancer;
+    use crate::config::Config;
+    use crate::l4::config::TcpConfig;
+    use crate::l4::tcp::TcpProxy;
+    use crate::strategy::RoundRobin;
+
+    fn registration(proxy: &TcpProxy) -> Registration {
+        let shared = Arc::clone(&proxy.shared);
+        let id = shared.next_id.fetch_add(1, Relaxed);
+        let task = tokio::spawn(pending::<()>());
+        shared.connections.lock().insert(id, Some(task.abort_handle()));
+        Registration { shared, id, permit: None }
+    }
+
+    /// One ends before a drain closes it, the other one while it does.
+    #[tokio::test]
+    async fn a_connection_that_a_drain_meets_as_it_ends_is_counted_once() {
+        let balancer = Balancer::new(RoundRobin::default(), Config::default()).expect("valid");
+        let proxy = TcpProxy::new(balancer, TcpConfig::default()).expect("valid");
+        let (first, second) = (registration(&proxy), registration(&proxy));
+        first.ended(&proxy.shared.counters.completed);
+        let (aborted, ()) = tokio::join!(proxy.abort_all(), async {
+            second.ended(&proxy.shared.counters.completed);
+            drop((first, second));
+        });
+        let stats = proxy.stats();
+        assert_eq!((aborted, stats.aborted, stats.completed, stats.active), (1, 1, 1, 0));
     }
 }

@@ -1,6 +1,7 @@
 //! The life of one connection.
 
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -16,7 +17,6 @@ use crate::l4::client_hello::ClientHello;
 use crate::l4::config::Untrusted;
 use crate::l4::proxy_header::ProxyHeader;
 use crate::l4::route::Connection;
-use crate::l4::stats::add;
 
 /// A fatal TLS alert, `unrecognized_name` (RFC 6066 §3): level 2, description 112.
 const ALERT_UNRECOGNIZED_NAME: &[u8] = &[21, 3, 1, 0, 2, 2, 112];
@@ -42,19 +42,19 @@ pub(super) async fn run(
     let started = Instant::now();
     // Fails only if the connection is already gone, which the first read tells.
     let _ = stream.set_nodelay(true);
-    let Some(prelude) = read_prelude(shared, &stream, peer).await else {
+    let Some(prelude) = read_prelude(&registration, &stream, peer).await else {
         return reset(&stream);
     };
     let client = prelude.client;
     let Some(balancer) = choose_route(shared, &prelude, peer, local) else {
-        add(&shared.counters.rejected_route);
+        registration.ended(&shared.counters.rejected_route);
         tracing::debug!(target: "voussoir::lb", %client, "rejected by the route");
         return reject(&stream, prelude.hello.is_some()).await;
     };
     let mut connected = match connect(shared, &balancer, client, &stream).await {
         Ok(connected) => connected,
         Err(error) => {
-            count_unconnected(shared, &error);
+            registration.ended(unconnected(shared, &error));
             tracing::debug!(target: "voussoir::lb", %client, %error, "not connected");
             return reset(&stream);
         }
@@ -77,7 +77,7 @@ pub(super) async fn run(
             &shared.counters.upstream_resets
         }
     };
-    add(counter);
+    registration.ended(counter);
     tracing::debug!(
         target: "voussoir::lb",
         %client,
@@ -111,7 +111,12 @@ async fn all_sent(stream: &TcpStream) {
 }
 
 /// Reads what the configuration expects before a route can be asked. `None` if it is not there.
-async fn read_prelude(shared: &Shared, stream: &TcpStream, peer: SocketAddr) -> Option<Prelude> {
+async fn read_prelude(
+    registration: &Registration,
+    stream: &TcpStream,
+    peer: SocketAddr,
+) -> Option<Prelude> {
+    let shared = registration.shared();
     let config = &shared.config;
     let mut prelude = Prelude { client: peer, header: None, hello: None, unread: Vec::new() };
     let trusted = config.proxy_in.as_ref().map(|given| (given, given.trusts(peer.ip())));
@@ -134,12 +139,12 @@ async fn read_prelude(shared: &Shared, stream: &TcpStream, peer: SocketAddr) -> 
     match read.await {
         Ok(true) => Some(prelude),
         Ok(false) => {
-            add(&shared.counters.rejected_untrusted);
+            registration.ended(&shared.counters.rejected_untrusted);
             tracing::debug!(target: "voussoir::lb", %peer, "not a trusted proxy");
             None
         }
         Err(error) => {
-            add(&shared.counters.prelude_failures);
+            registration.ended(&shared.counters.prelude_failures);
             tracing::debug!(target: "voussoir::lb", %peer, %error, "rejected");
             None
         }
@@ -176,12 +181,13 @@ async fn reject(stream: &TcpStream, is_tls: bool) {
     }
 }
 
-fn count_unconnected(shared: &Shared, error: &ConnectError) {
-    add(match error {
+/// What counts connections that ended so.
+fn unconnected<'a>(shared: &'a Shared, error: &ConnectError) -> &'a AtomicU64 {
+    match error {
         ConnectError::NoEndpoint => &shared.counters.rejected_endpoint,
         ConnectError::Failed(_) => &shared.counters.unconnected,
         ConnectError::ClientReset => &shared.counters.client_resets,
-    });
+    }
 }
 
 /// The PROXY header for the endpoint, and what was read of the client.

@@ -69,7 +69,9 @@ struct Shared {
     counters: Counters,
     /// One permit for each connection that may be open.
     permits: Arc<Semaphore>,
-    connections: Mutex<HashMap<u64, AbortHandle>>,
+    /// Those that are open. Whoever takes a handle out counts how that connection ended, so that a
+    /// drain does not count one that is ending by itself.
+    connections: Mutex<HashMap<u64, Option<AbortHandle>>>,
     next_id: AtomicU64,
     /// Notified when a connection ends: an endpoint or a descriptor may be free.
     released: Notify,
@@ -148,7 +150,10 @@ impl TcpProxy {
     }
 
     async fn abort_all(&self) -> usize {
-        let handles: Vec<AbortHandle> = self.shared.connections.lock().values().cloned().collect();
+        let handles: Vec<AbortHandle> = {
+            let mut connections = self.shared.connections.lock();
+            connections.values_mut().filter_map(Option::take).collect()
+        };
         // Without the lock: a task that is dropped takes it.
         handles.iter().for_each(AbortHandle::abort);
         self.shared.counters.aborted.fetch_add(handles.len() as u64, Relaxed);

@@ -172,18 +172,24 @@ pub(super) fn start(shared: &Arc<Shared>, flow: Arc<Flow>, socket: Arc<UdpSocket
     tokio::spawn(async move {
         let Registration { shared, flow } = &registration;
         let end = exchange(shared, flow, &socket, &mut pick).await;
-        match end {
-            End::Idle => add(&shared.counters.idle_timeouts),
-            End::Broken => {
-                add(&shared.counters.upstream_errors);
-                pick.record(shared.now(), Outcome::Failure);
-            }
-            End::Ended => {}
+        if end == End::Broken {
+            pick.record(shared.now(), Outcome::Failure);
         }
         let (client, endpoint) = (flow.ends.client, pick.endpoint().name());
         tracing::debug!(target: "voussoir::lb", %client, endpoint, ?end, "flow ended");
         // Before the place is given back: who waits for that finds the endpoint released.
         drop(pick);
+        let counter = match end {
+            End::Idle => Some(&shared.counters.idle_timeouts),
+            End::Broken => Some(&shared.counters.upstream_errors),
+            End::Ended => None,
+        };
+        // Whoever takes a flow out counts how it ended: one that is evicted, or ended by a drain, at
+        // the moment when it is idle is counted once.
+        let mut flows = shared.flows.lock();
+        if flows.remove(flow) {
+            counter.into_iter().for_each(add);
+        }
     });
 }
 
