@@ -45,6 +45,21 @@ impl Node {
         }
     }
 
+    /// Withdraws as a machine on a slow disk does: what is not known is settled first.
+    fn withdraw(&mut self, key: &str, cents: u64) -> String {
+        let until = Instant::now() + Duration::from_secs(20);
+        // Ends: at the latest when the time is over.
+        loop {
+            let mut answer = self.ask(&format!("withdraw {key} {cents}"));
+            if answer.starts_with('!') {
+                answer = self.ask_until("settle");
+            }
+            if answer != "= nothing" || Instant::now() >= until {
+                return answer;
+            }
+        }
+    }
+
     fn end(&mut self) {
         self.input = None;
         assert!(self.child.wait().unwrap().success());
@@ -73,9 +88,9 @@ fn a_majority_pays_and_a_single_node_refuses() {
     assert!(one.ask("deposit a 500").starts_with("! no majority"), "two of three are not there");
     let mut two = start(2, &["--create"]);
     assert_eq!(one.ask_until("deposit a 500"), "= 500");
-    assert_eq!(two.ask("withdraw a 200"), "= paid 200");
-    assert_eq!(one.ask("withdraw a 301"), "= declined, the balance is 300");
-    assert_eq!(one.ask("balance a"), "= 300");
+    assert_eq!(two.withdraw("a", 200), "= paid 200");
+    assert_eq!(one.withdraw("a", 301), "= declined, the balance is 300");
+    assert_eq!(one.ask_until("balance a"), "= 300");
     assert_eq!(one.ask("settle"), "= nothing");
     two.ask("cut 1");
     one.ask("cut 2");
@@ -86,12 +101,12 @@ fn a_majority_pays_and_a_single_node_refuses() {
     }
     two.ask("heal");
     one.ask("heal");
-    assert_eq!(two.ask("balance a"), "= 300", "what was refused was not made");
+    assert_eq!(two.ask_until("balance a"), "= 300", "what was refused was not made");
     one.end();
     two.end();
     let (mut one, mut three) = (start(1, &[]), start(3, &["--create"]));
     assert_eq!(three.ask_until("balance a"), "= 300");
-    assert_eq!(one.ask("withdraw a 300"), "= paid 300");
+    assert_eq!(one.withdraw("a", 300), "= paid 300");
     one.end();
     three.end();
 }

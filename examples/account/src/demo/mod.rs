@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 
 use crate::Error;
 use crate::args::Demo;
+use crate::cluster::TIMEOUT;
 
 use process::Process;
 use script::{Event, Script};
@@ -25,8 +26,11 @@ const CENTS: u64 = 100;
 const EVERY: Duration = Duration::from_millis(30);
 /// Time between two lines.
 const PERIOD: Duration = Duration::from_millis(500);
-/// How long a withdrawal of unknown outcome may take to be settled when the partition has ended.
+/// How long a majority may take to be found when nodes have just started or a partition has ended.
 const SETTLE: Duration = Duration::from_secs(20);
+/// A partition that lasts so long must have been met by customers of both machines: each refusal
+/// takes the time-out of an operation.
+const MET: Duration = TIMEOUT.saturating_mul(4);
 
 /// What the customers of one machine have seen.
 #[derive(Default)]
@@ -51,6 +55,9 @@ impl Till {
 pub(crate) async fn run(demo: &Demo) -> Result<(), Error> {
     let folder = tempfile::tempdir()?;
     let nodes = process::start(&NODES, folder.path()).await?;
+    for node in &nodes {
+        ask_until(node, "balance account").await?;
+    }
     nodes[0].ask(&format!("deposit account {DEPOSIT}")).await??;
     println!("two machines and one account of {DEPOSIT} cents; type p, h or q and Enter:");
     println!("p cuts machine 3 off, h ends the partition, q ends the demonstration\n");
@@ -68,7 +75,7 @@ pub(crate) async fn run(demo: &Demo) -> Result<(), Error> {
     while let Some(customer) = customers.join_next().await {
         customer??;
     }
-    let balance: u64 = nodes[1].ask("balance account").await??.parse()?;
+    let balance: u64 = ask_until(&nodes[1], "balance account").await?.parse()?;
     for node in &nodes {
         node.end().await?;
     }
@@ -89,19 +96,16 @@ pub(crate) async fn run(demo: &Demo) -> Result<(), Error> {
 /// What was seen of the partitions.
 #[derive(Default)]
 struct Seen {
-    /// Seconds that they lasted.
-    seconds: f64,
-    /// Refused at machine 3, and paid at machine 1, in cents.
-    refused: u64,
-    paid: u64,
-    /// Paid at machine 3 although it was cut off, in cents. A withdrawal that had been accepted
-    /// when the partition began may still be told.
+    /// In one of them machine 3 refused nobody, or machine 1 paid nothing.
+    unmet: bool,
+    /// The most that machine 3 paid in one of them, in cents. A withdrawal that had been accepted
+    /// when it began may still be told.
     paid_by_3: u64,
 }
 
 impl Seen {
     fn is_wrong(&self) -> bool {
-        self.seconds >= 1.0 && (self.refused == 0 || self.paid == 0 || self.paid_by_3 > CENTS)
+        self.unmet || self.paid_by_3 > CENTS
     }
 }
 
@@ -122,9 +126,8 @@ async fn play(demo: &Demo, nodes: &[Arc<Process>], tills: &[Arc<Till>; 2]) -> Re
             Some(Event::Heal | Event::End) => {
                 if let Some((at, refused, paid, paid_by_3)) = cut.take() {
                     let (_, refused_now, paid_now, by_3_now) = now();
-                    seen.seconds += at.elapsed().as_secs_f64();
-                    seen.refused += refused_now - refused;
-                    seen.paid += paid_now - paid;
+                    let is_met = refused_now > refused && paid_now > paid;
+                    seen.unmet |= at.elapsed() >= MET && !is_met;
                     seen.paid_by_3 = seen.paid_by_3.max(by_3_now - paid_by_3);
                 }
                 process::heal(nodes).await?;
@@ -174,11 +177,16 @@ async fn withdraw(
             }
         }
     }
+    till.settle(&ask_until(&machine, "settle").await?)
+}
+
+/// Asks a node until a majority answers it.
+async fn ask_until(node: &Process, command: &str) -> Result<String, Error> {
     let until = Instant::now() + SETTLE;
-    // Ends when nothing is open, or when the time is over.
+    // Ends when it has answered, or when the time is over.
     loop {
-        match machine.ask("settle").await? {
-            Ok(settled) => return till.settle(&settled),
+        match node.ask(command).await? {
+            Ok(said) => return Ok(said),
             Err(error) if Instant::now() >= until => return Err(error.into()),
             Err(_) => tokio::time::sleep(EVERY).await,
         }
