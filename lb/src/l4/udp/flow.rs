@@ -184,8 +184,8 @@ pub(super) fn start(shared: &Arc<Shared>, flow: Arc<Flow>, socket: Arc<UdpSocket
             End::Broken => Some(&shared.counters.upstream_errors),
             End::Ended => None,
         };
-        // Whoever takes a flow out counts how it ended: one that is evicted, or ended by a drain, at
-        // the moment when it is idle is counted once.
+        // Whoever takes a flow out counts how it ended: one that is evicted, or ended by a drain,
+        // at the moment when it is idle is counted once.
         let mut flows = shared.flows.lock();
         if flows.remove(flow) {
             counter.into_iter().for_each(add);
