@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::task::coop;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::pipe::{Flush, Pipe};
 use super::socket::{self, Reader, Writer};
@@ -55,7 +55,8 @@ pub(crate) async fn run(
     let mut share = Share::new(&context.partials);
     let began = Instant::now();
     let mut liveness = Liveness::new(0, context.keep_alive, context.dead_after);
-    let mut ticks = interval(context.keep_alive);
+    // The handshake was a sign of life.
+    let mut ticks = interval_at(began + context.keep_alive, context.keep_alive);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut pings = 0;
     let mut flush = Flush::More;
