@@ -182,7 +182,9 @@ impl World {
 
 /// Writes until it is acknowledged.
 async fn put(replicas: &[(Raft, Values)], key: u64, number: u64) {
-    loop {
+    // By the clock of the machine: journals have threads, for which no paused clock waits.
+    let began = std::time::Instant::now();
+    while began.elapsed() < Duration::from_secs(240) {
         for (raft, _) in replicas {
             assert_eq!(raft.stopped(), None);
             let leads = raft.status().borrow().role == Role::Leader;
@@ -192,6 +194,7 @@ async fn put(replicas: &[(Raft, Values)], key: u64, number: u64) {
         }
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    panic!("key {key} was never written");
 }
 
 /// Keys of each of so many groups, which together fill one part of the journal.

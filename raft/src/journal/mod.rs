@@ -40,7 +40,7 @@
 //! The name record of a snapshot is its identity (u64) and then the snapshot as in [`codec`]; the
 //! end record is the number of its chunks (u64), their length in bytes (u64), and how many records
 //! each chunk takes (u64), the last ones of which may be empty. The third is left out where it is
-//! 1, which it is in segments of at least 4 MiB. End records of earlier versions are without the
+//! 1, which it is in segments of at least 16 MiB. End records of earlier versions are without the
 //! length, too.
 
 #[cfg(all(test, feature = "testing"))]

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use voussoir_journal::{Batch, Commit, Durability, Error, Journal, Lease, Log};
 
-use super::room::Account;
+use super::room::{Account, taken};
 use super::state::State;
 use super::{Current, Identity, entries_log, max_entry_bytes, store_error};
 use crate::codec;
@@ -361,12 +361,14 @@ impl Pipeline {
     ) {
         let most = max_entry_bytes(&self.journal).min(BATCH_BYTES);
         let batches = batches(&self.state, &write.entries, most);
+        let (bytes, longest) = to_be_admitted(&write.entries, most);
+        let bytes = taken(&self.journal, bytes, longest);
         let told = {
             let mut queue = self.queue.lock();
             if queue.runtime.is_none() {
                 queue.runtime = Handle::try_current().ok();
             }
-            let told = match queue.plan(&write, adopts, batches, done) {
+            let told = match queue.plan(&write, adopts, batches, bytes, done) {
                 Ok(()) => self.pump(&mut queue),
                 Err(told) => told,
             };
@@ -503,12 +505,13 @@ impl Drop for Retry {
 }
 
 impl Queue {
-    /// Turns a write into commits.
+    /// Turns a write into commits. Its entries are in `batches` and need room for `bytes`.
     fn plan(
         &mut self,
         write: &LogWrite,
         adopts: Option<Current>,
         batches: Vec<Batch>,
+        bytes: u64,
         done: Completion,
     ) -> Result<(), Told> {
         if let Some(error) = &self.failed {
@@ -561,7 +564,7 @@ impl Queue {
             let step = Step { commit, state, appends, from, admits, lands, adopts, done };
             self.backlog.push_back(step);
         }
-        let (bytes, behind) = to_be_admitted(&write.entries);
+        let behind = write.entries.last().map_or(0, |entry| entry.index + 1);
         let mut admits = (bytes, behind);
         while let Some(batch) = batches.next() {
             let cut = cuts.take();
@@ -723,12 +726,21 @@ impl Queue {
     }
 }
 
-/// The bytes of the entries of a write that need room, and the index behind the last.
-fn to_be_admitted(entries: &[Entry]) -> (u64, u64) {
-    let has_data = entries.iter().any(|entry| !entry.data.is_empty());
-    let taken = |entry: &Entry| (entry.data.len() + codec::ENTRY_HEAD_BYTES + 4) as u64;
-    let bytes = if has_data { entries.iter().map(taken).sum() } else { 0 };
-    (bytes, entries.last().map_or(0, |entry| entry.index + 1))
+/// The bytes of the entries of a write that need room, in batches of at most so many bytes, and
+/// those of the longest batch.
+fn to_be_admitted(entries: &[Entry], most: usize) -> (u64, u64) {
+    if entries.iter().all(|entry| entry.data.is_empty()) {
+        return (0, 0);
+    }
+    let (bytes, longest) = entries.iter().map(weight).fold((0, 0), |(bytes, longest), weight| {
+        (bytes + weight as u64, longest.max(weight as u64))
+    });
+    (bytes, longest.max(bytes.min(most as u64)))
+}
+
+/// Bytes of an entry in a batch.
+fn weight(entry: &Entry) -> usize {
+    entry.data.len() + codec::ENTRY_HEAD_BYTES + 4
 }
 
 /// Whether a write that makes a snapshot current does nothing else.
@@ -747,15 +759,13 @@ fn batches(log: &Log, entries: &[Entry], most: usize) -> Vec<Batch> {
         let mut bytes = 0;
         let mut fits = |entry: &Entry| {
             let first = bytes == 0;
-            bytes += entry.data.len() + codec::ENTRY_HEAD_BYTES + 4;
+            bytes += weight(entry);
             first || bytes <= most
         };
         let count = rest.iter().take_while(|entry| fits(entry)).count();
         let (now, later) = rest.split_at(count);
         rest = later;
-        let weight: usize =
-            now.iter().map(|entry| entry.data.len() + codec::ENTRY_HEAD_BYTES + 4).sum();
-        let mut batch = log.batch(weight);
+        let mut batch = log.batch(now.iter().map(weight).sum());
         for entry in now {
             batch.push_pieces(&[&codec::encode_entry_head(entry), &entry.data]);
         }

@@ -15,15 +15,15 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use voussoir_journal::Journal;
 
+use super::snapshots::Pieces;
 use crate::store::{Room, SMALL_LOG};
 
 /// Segments that are left beside the snapshots, of a journal of at least 24: one is begun, and each
 /// end of a log that is released or deleted keeps a part of one.
 const SPARE_SEGMENTS: u64 = 3;
 
-/// Most commits of entries, and records of a snapshot, are no larger, with what the journal adds.
-/// None has more than a quarter of a segment.
-const FRAME_BYTES: u64 = (256 << 10) + 4096;
+/// More than the journal adds to a record of a snapshot or a batch of entries, in bytes.
+const FRAME_HEAD_BYTES: u64 = 4096;
 
 /// Entries of about so many bytes are counted together.
 const PIECE_BYTES: u64 = 256 << 10;
@@ -42,16 +42,6 @@ struct Sums {
     flying: u64,
     /// Groups that take a snapshot to make room. Invariant: those accounts that are `large`.
     large: u64,
-    /// The largest frame that was seen.
-    frame: u64,
-}
-
-impl Ledger {
-    /// Notes how large a record of a snapshot is.
-    pub(super) fn note_frame(&self, bytes: u64) {
-        let mut sums = self.sums.lock();
-        sums.frame = sums.frame.max(bytes + 4096);
-    }
 }
 
 impl Sums {
@@ -59,11 +49,24 @@ impl Sums {
     /// segments are left beside the snapshots.
     fn free(self, journal: &Journal, spare: u64) -> u64 {
         let (_, segment) = journal.limits();
-        // A commit that does not fit into the rest of a segment leaves that rest unused.
-        let used_of_segment = segment - self.frame.max(FRAME_BYTES).min(segment / 4);
-        let reserved = (self.needs.div_ceil(used_of_segment) + spare).saturating_mul(segment);
+        let longest = Pieces::of(journal).longest as u64;
+        let segments = self.needs.div_ceil(filled(segment, longest)) + spare;
+        let reserved = segments.saturating_mul(segment);
         journal.room_bytes().saturating_sub(reserved).saturating_sub(self.flying)
     }
+}
+
+/// What is used at least of a segment by frames of at most so many bytes: the first one that does
+/// not fit leaves the rest unused.
+fn filled(segment: u64, longest: u64) -> u64 {
+    segment.saturating_sub(longest + FRAME_HEAD_BYTES).max(segment / 2)
+}
+
+/// What entries of so many bytes take of a journal in batches of at most `longest`.
+pub(super) fn taken(journal: &Journal, bytes: u64, longest: u64) -> u64 {
+    let (_, segment) = journal.limits();
+    let taken = u128::from(bytes) * u128::from(segment) / u128::from(filled(segment, longest));
+    u64::try_from(taken).unwrap_or(u64::MAX)
 }
 
 /// How many segments are left beside the snapshots.
@@ -135,10 +138,9 @@ impl Account {
         let (need, large) = (self.need_with(log), log >= SMALL_LOG);
         {
             let mut sums = self.ledger.sums.lock();
-            let frame = sums.frame.max(bytes + 4096);
             let needs = (sums.needs - self.need).saturating_add(need);
             let larger = sums.large - u64::from(self.large) + u64::from(large);
-            let after = Sums { needs, frame, large: larger, ..*sums };
+            let after = Sums { needs, large: larger, ..*sums };
             let spare = if self.log == 0 { 0 } else { spare(journal) };
             if after.free(journal, spare) < bytes {
                 return false;
@@ -328,13 +330,33 @@ mod tests {
     }
 
     #[test]
-    fn large_frames_leave_more_of_their_segments_unused() {
+    fn a_batch_takes_what_it_leaves_unused_of_its_segment() {
         let journal = journal(40);
-        let mut one = account(&journal);
-        let before = one.room(&journal, 0, 12 << 20, Some(0)).bytes;
-        // A quarter of a segment, at most.
-        journal.shared::<Ledger>().note_frame(300 << 10);
-        assert!(one.room(&journal, 0, 12 << 20, Some(0)).bytes < before);
+        let (log, batch) = (journal.log("entries", 1).unwrap(), vec![7; 430 << 10]);
+        let (before, mut bytes) = (journal.room_bytes(), 0);
+        for _ in 0..120 {
+            journal.commit_blocking(Commit::new().append(&log, [&batch])).unwrap();
+            bytes += batch.len() as u64;
+        }
+        assert!(before - journal.room_bytes() <= taken(&journal, bytes, batch.len() as u64));
+    }
+
+    /// While the log is covered by the snapshot nothing but a write makes the next one possible,
+    /// and it alone brings back what others have left in the segments of this one.
+    #[test]
+    fn a_snapshot_of_a_third_of_the_journal_leaves_room_for_a_write() {
+        let journal = journal(16);
+        let third = 16 * SEGMENT / 3;
+        let (log, other) = (journal.log("snapshot", 1).unwrap(), journal.log("other", 1).unwrap());
+        let piece = vec![7; Pieces::of(&journal).longest];
+        while log.info().bytes < third {
+            journal.commit_blocking(Commit::new().append(&log, [&piece])).unwrap();
+            if other.info().bytes < SEGMENT {
+                journal.commit_blocking(Commit::new().append(&other, [&piece])).unwrap();
+            }
+        }
+        let mut one = Account::new(journal.shared(), third, 1, 0);
+        assert!(one.admit(&journal, 2, taken(&journal, SEGMENT / 2, 256 << 10)));
     }
 
     #[test]

@@ -9,7 +9,6 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
 use voussoir_journal::{Batch, Commit, Durability, Health, Journal, Log, ReadError};
 
-use super::room::Ledger;
 use super::{Current, OpenError, blocking, intact, read_failed, stopped, store_error};
 use crate::codec;
 use crate::store::{
@@ -22,6 +21,10 @@ const EXTRA_RECORDS: u64 = 2;
 
 /// More than the ends of all records of one chunk take in a batch, in the smallest segments.
 const ENDS_BYTES: u64 = 1024;
+/// No record of a snapshot is longer than one of so many parts of a segment...
+const PARTS_OF_SEGMENT: u64 = 16;
+/// ...unless the segments are small.
+const MIN_PIECE_BYTES: u64 = 64 << 10;
 
 /// The snapshots of one group.
 #[derive(Debug)]
@@ -282,22 +285,23 @@ fn read_end(log: &Log, chunks: u64) -> Result<Option<End>, StoreError> {
 /// How a chunk lies in records. Each chunk takes as many, so that its number says where they are;
 /// the last ones of a short chunk are empty.
 #[derive(Clone, Copy)]
-struct Pieces {
+pub(super) struct Pieces {
     /// The longest record, in bytes.
-    longest: usize,
+    pub(super) longest: usize,
     /// How many records a chunk takes.
     per_chunk: u64,
 }
 
 impl Pieces {
-    /// One record, where a batch of the journal holds the longest chunk.
-    fn of(journal: &Journal) -> Self {
-        let (chunk, batch) = (MAX_CHUNK_BYTES as u64, journal.max_batch_bytes());
-        if batch >= chunk + 4 {
-            return Self { longest: MAX_CHUNK_BYTES, per_chunk: 1 };
-        }
-        let longest = batch - ENDS_BYTES;
-        Self { longest: longest as usize, per_chunk: chunk.div_ceil(longest) }
+    /// One record, where the segments are large beside the longest chunk. A record that does not
+    /// fit into the rest of a segment leaves that unused, and two snapshots of a third of the
+    /// journal must find room in it.
+    pub(super) fn of(journal: &Journal) -> Self {
+        let (_, segment) = journal.limits();
+        let longest = (segment / PARTS_OF_SEGMENT).max(MIN_PIECE_BYTES);
+        let longest = longest.min(journal.max_batch_bytes() - ENDS_BYTES);
+        let chunk = MAX_CHUNK_BYTES as u64;
+        Self { longest: longest.min(chunk) as usize, per_chunk: chunk.div_ceil(longest) }
     }
 }
 
@@ -345,8 +349,6 @@ impl SnapshotWriter for Writer {
         self.write(with_empty(chunk, records - 1), Durability::Written).await?;
         self.current.chunks += 1;
         self.bytes += bytes;
-        let ledger = self.snapshots.journal.shared::<Ledger>();
-        ledger.note_frame(bytes.min(self.pieces.longest as u64));
         self.snapshots.table.lock().sizes.insert(self.current.number, self.bytes);
         Ok(())
     }
