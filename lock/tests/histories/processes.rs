@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use voussoir_net::Peers;
 
 use super::{CLIENTS, NODES};
@@ -124,18 +124,22 @@ impl Processes {
         child.wait().expect("it has ended");
     }
 
+    /// Returns once it stands still: the signal alone stops one thread, which then stops the others.
     pub(crate) fn pause(&mut self, kind: Kind, at: usize) {
-        self.signal(kind, at, Signal::STOP);
+        let pid = self.signal(kind, at, Signal::STOP);
+        let stopped = waitid(WaitId::Pid(pid), WaitIdOptions::STOPPED).expect("it runs");
+        assert!(stopped.is_some_and(|status| status.stopped()), "it has not stopped");
     }
 
     pub(crate) fn resume(&mut self, kind: Kind, at: usize) {
         self.signal(kind, at, Signal::CONT);
     }
 
-    fn signal(&mut self, kind: Kind, at: usize, signal: Signal) {
+    fn signal(&mut self, kind: Kind, at: usize, signal: Signal) -> Pid {
         let child = self.place(kind, at).as_ref().expect("it runs");
         let pid = Pid::from_raw(child.id().cast_signed()).expect("a process");
         kill_process(pid, signal).expect("it runs");
+        pid
     }
 
     /// Panics when a process has ended by itself.
