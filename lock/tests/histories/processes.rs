@@ -124,7 +124,7 @@ impl Processes {
         child.wait().expect("it has ended");
     }
 
-    /// Returns once it stands still: the signal alone stops one thread, which then stops the others.
+    /// Returns once it stands still: the signal stops one thread, which then stops the others.
     pub(crate) fn pause(&mut self, kind: Kind, at: usize) {
         let pid = self.signal(kind, at, Signal::STOP);
         let stopped = waitid(WaitId::Pid(pid), WaitIdOptions::STOPPED).expect("it runs");
