@@ -67,7 +67,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         Q: Hash + Eq + ?Sized,
     {
         match self.inner.find(key) {
-            Found::Value(value, _) => value,
+            Found::Value(value) | Found::Old(value, _) => value,
             Found::IfError(_) | Found::Nothing => None,
         }
     }
@@ -90,7 +90,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
         let found = self.inner.find(key);
-        if let Found::Value(value, false) = found {
+        if let Found::Value(value) = found {
             return Ok(value);
         }
         // In a box: the future of a hit stays small.
@@ -113,7 +113,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         L: Future<Output = Result<Loaded<V>, LoadError>> + Send + 'static,
     {
         let found = self.inner.find(key);
-        if let Found::Value(value, false) = found {
+        if let Found::Value(value) = found {
             return Ok(value);
         }
         let load = move |key: K| -> LoadFuture<V> { Box::pin(load(key)) };
@@ -368,7 +368,7 @@ impl<K: Key, V: Value> Cache<K, V> {
     {
         if self.inner.loader.is_none() {
             return match found {
-                Found::Value(value, _) => Ok(Seen { value, position: None }),
+                Found::Value(value) | Found::Old(value, _) => Ok(Seen { value, position: None }),
                 _ => Err(LoadError::NoSource),
             };
         }
@@ -402,8 +402,9 @@ impl<K: Key, V: Value> Cache<K, V> {
         let hashed = HashedKey { hash: self.inner.hash(key), key: key.to_owned() };
         let load = Arc::new(load);
         let stale = match found {
-            Found::Value(value, _) => {
-                self.refresh(&hashed, &load);
+            Found::Value(value) => return Ok(Seen { value, position: None }),
+            Found::Old(value, version) => {
+                self.refresh(&hashed, &load, version);
                 return Ok(Seen { value, position: None });
             }
             Found::IfError(last) => Some(last),
@@ -421,7 +422,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         // this reader came. The next load begins after that, and asks for a later position than
         // the answer had.
         let error = loop {
-            let ride = match self.board(&hashed, &load, Asked { is_refresh: false, since }) {
+            let ride = match self.board(&hashed, &load, Asked { refreshes: None, since }) {
                 Ok(Boarded::Joined(ride)) if stale == Some(LastLoad::Failed) => {
                     // The reader that began it finds out whether the source is back.
                     if let Some(seen) = self.inner.instead_of_error(key, since) {
@@ -470,7 +471,7 @@ impl<K: Key, V: Value> Cache<K, V> {
         let counters = &self.inner.counters;
         count(match &boarded {
             Boarded::Began(_) => &counters.loads,
-            Boarded::Joined(_) | Boarded::Found(_) if !asked.is_refresh => &counters.joins,
+            Boarded::Joined(_) | Boarded::Found(_) if asked.refreshes.is_none() => &counters.joins,
             Boarded::Joined(_) | Boarded::Found(_) => return Ok(boarded),
         });
         Ok(boarded)
@@ -487,13 +488,14 @@ impl<K: Key, V: Value> Cache<K, V> {
         Some(Err(LoadError::TimedOut))
     }
 
-    /// Loads in the background, unless the key is being loaded already.
-    fn refresh<F>(&self, key: &HashedKey<K>, load: &Arc<F>)
+    /// Loads in the background what the entry of this version has, unless the key is being loaded
+    /// or has been since.
+    fn refresh<F>(&self, key: &HashedKey<K>, load: &Arc<F>, version: u64)
     where
         F: Fn(K) -> LoadFuture<V> + Send + Sync + 'static,
     {
         // Too many loads: the next reader tries again.
-        let boarded = self.board(key, load, Asked { is_refresh: true, since: 0 });
+        let boarded = self.board(key, load, Asked { refreshes: Some(version), since: 0 });
         if let Ok(Boarded::Began(ride)) = boarded {
             count(&self.inner.counters.refreshes);
             ride.go_on_alone();

@@ -285,16 +285,13 @@ impl<K: Key, V: Value> Ride<K, V> {
             // It has just ended: its result is stored, or was not to be.
             _ended = Some((Flights::overtake(&mut table, &probe), flight));
         }
-        if !asked.is_refresh {
-            // The load that this reader would have joined may have ended since it looked.
-            seen = cache.store.get(&probe);
-            if let Some(entry) = &seen
-                && entry.position().unwrap_or(0) >= asked.since
-                && cache.is_fresh(entry)
-            {
-                let (value, position) = (entry.value.clone(), entry.position());
-                return Ok(Boarded::Found(Seen { value, position }));
-            }
+        // The load that this reader would have joined may have ended since it looked.
+        seen = cache.store.get(&probe);
+        if let Some(entry) = &seen
+            && cache.answers(entry, asked)
+        {
+            let (value, position) = (entry.value.clone(), entry.position());
+            return Ok(Boarded::Found(Seen { value, position }));
         }
         let version = flights.begin(|| cache.next_version())?;
         let mut flight = Flight::default();

@@ -13,6 +13,7 @@ use crate::core::random::Random;
 use crate::flights::{Answer, Flights, Key, LoadResult, Seen, Value};
 use crate::insert::Kept;
 use crate::remote::Remote;
+use crate::remote::through::Asked;
 use crate::source::{HeldEntry, Loaded, Loader, Sink};
 use crate::stats::{Counters, Latencies, count};
 use crate::store::{Entry, Extra, HashedKey, Probe, Removed, SourceVersion, Store, Weigher};
@@ -71,11 +72,20 @@ impl<K, V> Default for Removals<K, V> {
 
 /// What a reader found.
 pub(crate) enum Found<V> {
-    /// Serve it. `true`: and load it again in the background.
-    Value(Option<V>, bool),
+    /// Serve it.
+    Value(Option<V>),
+    /// Serve it, and load it again in the background, unless that has been done since: the version
+    /// of the entry.
+    Old(Option<V>, u64),
     /// Load; where that fails, serve [`Inner::instead_of_error`].
     IfError(LastLoad),
     Nothing,
+}
+
+impl<V> Found<V> {
+    fn served(entry: Entry<V>, refresh: bool) -> Self {
+        if refresh { Self::Old(entry.value, entry.version) } else { Self::Value(entry.value) }
+    }
 }
 
 /// How the last load of a key ended that has a value.
@@ -170,7 +180,7 @@ impl<K: Key, V: Value> Inner<K, V> {
             && let Some(value) = behind.0.get(key)
         {
             self.counters.hits.add();
-            return Found::Value(value, false);
+            return Found::Value(value);
         }
         let is = |other: &K| other.borrow() == key;
         let probe = Probe { hash: self.hash(key), is: &is };
@@ -182,7 +192,7 @@ impl<K: Key, V: Value> Inner<K, V> {
         let is_live = entry.version >= self.generation.load(Ordering::Acquire);
         if is_live && now < entry.look_at {
             self.counters.hits.add();
-            return Found::Value(entry.value, false);
+            return Found::Value(entry.value);
         }
         self.judge(&probe, entry, is_live, now)
     }
@@ -213,11 +223,11 @@ impl<K: Key, V: Value> Inner<K, V> {
             Freshness::Fresh | Freshness::Refresh => {
                 self.counters.hits.add();
                 let refresh = judged == Freshness::Refresh && last != LastLoad::JustFailed;
-                Found::Value(entry.value, refresh)
+                Found::served(entry, refresh)
             }
             Freshness::Revalidate => {
                 count(&self.counters.stale_served);
-                Found::Value(entry.value, last != LastLoad::JustFailed)
+                Found::served(entry, last != LastLoad::JustFailed)
             }
             Freshness::IfError => {
                 count(&self.counters.misses);
@@ -307,6 +317,17 @@ impl<K: Key, V: Value> Inner<K, V> {
             && extra.is_none_or(|extra| {
                 !extra.is_invalid(entry.version) && now.saturating_sub(extra.read_at()) < idle
             })
+    }
+
+    /// Whether an entry is what a load was asked for: `asked` says what else it has to be.
+    pub(crate) fn answers(&self, entry: &Entry<V>, asked: Asked) -> bool {
+        match asked.refreshes {
+            Some(version) => {
+                let last = LastLoad::of(entry.extra.as_deref(), self.clock.now());
+                entry.version != version || last == LastLoad::JustFailed
+            }
+            None => entry.position().unwrap_or(0) >= asked.since && self.is_fresh(entry),
+        }
     }
 
     /// The tags that the tagger, which is foreign code, derives from a key. `None` if it panicked.
@@ -510,7 +531,7 @@ impl<K: Key, V: Value> Inner<K, V> {
             && let Some(value) = behind.0.get(key)
         {
             self.counters.hits.add();
-            return (Found::Value(value, false), None);
+            return (Found::Value(value), None);
         }
         let is = |other: &K| other.borrow() == key;
         let probe = Probe { hash: self.hash(key), is: &is };

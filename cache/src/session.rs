@@ -129,7 +129,7 @@ impl<K: Key, V: Value> Session<'_, K, V> {
         Q: Hash + Eq + ?Sized,
     {
         match self.find(key) {
-            Found::Value(value, _) => value,
+            Found::Value(value) | Found::Old(value, _) => value,
             Found::IfError(_) | Found::Nothing => None,
         }
     }
@@ -148,7 +148,7 @@ impl<K: Key, V: Value> Session<'_, K, V> {
         Q: Hash + Eq + ToOwned<Owned = K> + ?Sized,
     {
         let found = self.find(key);
-        if let Found::Value(value, false) = found {
+        if let Found::Value(value) = found {
             return Ok(value);
         }
         let since = self.token.position;
@@ -177,7 +177,7 @@ impl<K: Key, V: Value> Session<'_, K, V> {
         L: Future<Output = Result<Loaded<V>, LoadError>> + Send + 'static,
     {
         let found = self.find(key);
-        if let Found::Value(value, false) = found {
+        if let Found::Value(value) = found {
             return Ok(value);
         }
         let since = self.token.position;
@@ -193,7 +193,7 @@ impl<K: Key, V: Value> Session<'_, K, V> {
         Q: Hash + Eq + ?Sized,
     {
         let (found, found_at) = self.cache.inner.find_since(key, self.token.position);
-        if let Found::Value(..) = found {
+        if let Found::Value(_) | Found::Old(..) = found {
             self.raise(found_at);
         }
         found

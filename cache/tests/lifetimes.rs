@@ -2,9 +2,12 @@
 
 mod support;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use support::{Mood, Script, cache, config};
+use parking_lot::Mutex;
+use support::{Mood, Script, Scripted, cache, config};
 use tokio::time::Instant;
 use voussoir_cache::{Cache, Config, Insert, LoadError};
 
@@ -137,6 +140,49 @@ async fn an_entry_that_left_during_its_refresh_is_refreshed_again_later() {
         tokio::time::sleep(SECOND).await;
         assert_eq!(cache.stats().refreshes, round);
         assert_eq!(cache.get(&1), None, "the refresh was overtaken");
+    }
+}
+
+/// A reader that is held between its look at an old value and its wish to have it loaded again:
+/// another one has had that done meanwhile. The clock is what it asks in between.
+#[test]
+fn what_has_been_refreshed_since_a_reader_looked_is_not_refreshed_again() {
+    type Held = Mutex<Option<Box<dyn FnOnce() + Send>>>;
+    let (now, held) = (Arc::new(AtomicU64::new(0)), Arc::new(Held::default()));
+    let (at, meanwhile) = (Arc::clone(&now), Arc::clone(&held));
+    let clock = move || {
+        let run = meanwhile.lock().take();
+        if let Some(run) = run {
+            std::thread::spawn(run).join().unwrap();
+        }
+        at.load(Ordering::Relaxed)
+    };
+    let runtime = || tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    let script = Script::new(1);
+    let stale = config(|config| {
+        config.ttl = Some(10 * SECOND);
+        config.stale_while_revalidate = 100 * SECOND;
+        config.error_pause = SECOND;
+    });
+    let source = Scripted(Arc::clone(&script));
+    let cache = Cache::builder().config(stale).source(source).clock(Arc::new(clock));
+    let cache = cache.build().unwrap();
+    let read = |cache: &Cache<u64, u64>| runtime().block_on(cache.get_or_load(&1)).unwrap();
+    assert_eq!(read(&cache), Some(10));
+    for (calls, mood) in [(2, Mood::Answers), (3, Mood::Fails)] {
+        script.set(mood);
+        now.fetch_add(11 * 1_000_000_000, Ordering::Relaxed);
+        let (other, asked) = (cache.clone(), Arc::clone(&script));
+        *held.lock() = Some(Box::new(move || {
+            runtime().block_on(async {
+                assert_eq!(other.get_or_load(&1).await.unwrap(), Some(10));
+                while other.stats().loads_under_way > 0 || asked.calls() < calls {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            });
+        }));
+        assert_eq!(read(&cache), Some(10));
+        assert_eq!(cache.stats().refreshes + 1, calls as u64, "{mood:?}");
     }
 }
 

@@ -136,8 +136,9 @@ impl Place {
 /// Which load it is.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked {
-    /// In the background, because this cache's value is old: the second level's is as old.
-    pub(crate) is_refresh: bool,
+    /// In the background, because this cache's value is old, of the entry with this version: the
+    /// second level's is as old.
+    pub(crate) refreshes: Option<u64>,
     /// A value from before this position of the source is none.
     pub(crate) since: u64,
 }
@@ -211,7 +212,7 @@ impl<K: Key, V: Value> Remote<K, V> {
         let mut pause = POLL.0;
         // Ends: with a value, with the lease, or at the deadline.
         loop {
-            if !asked.is_refresh {
+            if asked.refreshes.is_none() {
                 if let Some(found) = self.fetch(level, place, asked.since).await? {
                     count(&self.counters.level_hits);
                     return Ok(Step::Found(found));
@@ -228,7 +229,7 @@ impl<K: Key, V: Value> Remote<K, V> {
                 return Ok(Step::Leased(guard, version));
             }
             guard.is_over = true;
-            if asked.is_refresh || Instant::now() + pause > deadline {
+            if asked.refreshes.is_some() || Instant::now() + pause > deadline {
                 return Ok(Step::Alone);
             }
             sleep(pause).await;
