@@ -170,6 +170,13 @@ impl LogWrite {
         self.commit.is_some() && self.binds_nothing()
     }
 
+    /// Whether it does nothing but make a snapshot current.
+    pub(crate) fn has_only_snapshot(&self) -> bool {
+        let leaves_entries = self.truncate_from.is_none() && self.release.is_none();
+        let is_bare = self.entries.is_empty() && self.hard_state.is_none();
+        leaves_entries && is_bare && !self.condemned && !self.repaired
+    }
+
     /// Whether nothing in it has to survive a crash.
     fn binds_nothing(&self) -> bool {
         self.snapshot.is_none()
@@ -310,6 +317,10 @@ pub enum StoreError {
     /// The store dropped the write without a word. It may be found after a restart, or not.
     #[error("the store abandoned the write")]
     Abandoned,
+    /// A later write has made this one needless while it waited, and is durable: its entries were
+    /// cut, or a snapshot covers them. They are not in the log. The node goes on.
+    #[error("a later write has made it needless")]
+    Overtaken,
     /// A call to the store panicked. What it was doing may be found after a restart, or not.
     #[error("the store panicked")]
     Panicked,

@@ -1,6 +1,8 @@
 //! Journals with little room: no node halts while its data is a third of the journal.
 
 mod common;
+#[path = "room/lives.rs"]
+mod lives;
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -43,6 +45,14 @@ impl Values {
     fn number(&self, key: u64) -> u64 {
         self.0.lock().get(&key).map_or(0, |value| value.clone().get_u64_le())
     }
+
+    /// The number of the last write, and the length of its padding.
+    fn written(&self, key: u64) -> Option<(u64, usize)> {
+        let mut padding = self.0.lock().get(&key)?.clone();
+        let number = padding.get_u64_le();
+        assert_eq!(padding, vec![number as u8; padding.len()], "key {key}");
+        Some((number, padding.len()))
+    }
 }
 
 struct Pairs(std::vec::IntoIter<Bytes>);
@@ -60,7 +70,11 @@ impl StateMachine for Values {
         let mut values = self.0.lock();
         for command in commands {
             let mut value = command.data.clone();
-            values.insert(value.get_u64_le(), value);
+            let (key, number) = (value.get_u64_le(), value.clone().get_u64_le());
+            // One that was sent again may come behind the next one.
+            if values.get(&key).is_none_or(|last| last.clone().get_u64_le() <= number) {
+                values.insert(key, value);
+            }
         }
         Ok(vec![Bytes::new(); commands.len()])
     }
@@ -101,9 +115,12 @@ fn config(node: u64, nodes: u64, group: u64) -> Config {
     config
 }
 
+fn identity(node: u64, group: u64) -> Identity {
+    Identity { cluster: 7, node, group }
+}
+
 fn create(journal: &Journal, node: u64, group: u64) -> Arc<JournalStore> {
-    let identity = Identity { cluster: 7, node, group };
-    Arc::new(JournalStore::create(journal, identity).unwrap())
+    Arc::new(JournalStore::create(journal, identity(node, group)).unwrap())
 }
 
 /// The groups of one shape on some nodes, with their machines; `rafts[node][group]`.
@@ -295,8 +312,7 @@ async fn blind(nodes: u64) -> Vec<(Raft, Values, Journal)> {
     let (network, mut all) = (Network::new(), Vec::new());
     for id in 1..=nodes {
         let (journal, values) = (journal(), Values::default());
-        let identity = Identity { cluster: 7, node: id, group: 1 };
-        let store = Arc::new(Blind(JournalStore::create(&journal, identity).unwrap()));
+        let store = Arc::new(Blind(JournalStore::create(&journal, identity(id, 1)).unwrap()));
         let mut config = config(id, nodes, 1);
         config.proposal_timeout = Duration::from_secs(600);
         let machine = Box::new(values.clone());
@@ -444,6 +460,31 @@ fn a_follower_without_room_votes_and_writes_no_entries() {
     lab.run(1_000 * MS);
     assert_eq!(lab.status(2).durable, lab.status(3).last);
     assert_eq!(lab.commands(2), ["x"]);
+}
+
+/// Its vote would wait behind them, and with it the leader who makes room by a commit.
+#[test]
+fn a_new_term_forgets_entries_that_wait_for_room() {
+    let mut lab = Lab::new(3);
+    lab.elect(1);
+    lab.node_mut(2).fast_disk = false;
+    lab.propose(1, 1, "x");
+    lab.settle_without(|letter| letter.to != 2);
+    let (last, durable) = (lab.status(2).last, lab.status(2).durable);
+    assert_eq!(last, durable + 1, "it is on its way to the disk");
+    lab.step(2, Input::Room { room: NONE });
+    lab.isolate(1);
+    let term = lab.status(2).term;
+    lab.send(1, 2, Message::TimeoutNow { term });
+    assert_eq!((lab.status(2).role, lab.status(2).last), (Role::Candidate, durable));
+    lab.sync(2);
+    // A candidate says what it has, and no more.
+    let asked = lab.take(|letter| matches!(letter.message, Message::Vote(_)));
+    assert!(!asked.is_empty());
+    for letter in asked {
+        let Message::Vote(question) = letter.message else { continue };
+        assert_eq!(question.last_index, durable);
+    }
 }
 
 #[test]

@@ -132,6 +132,8 @@ impl Core {
     }
 
     fn become_candidate(&mut self, transfer: bool) {
+        // Before the question says which entries are here.
+        self.drop_what_waits_for_room();
         let Some(question) = self.vote_request() else { return };
         let question = VoteRequest { transfer, ..question };
         self.yielded = false;
@@ -200,6 +202,7 @@ impl Core {
     /// Writes the hard state of a term that has just begun here, and forgets what was known of
     /// the last one's leader.
     pub(super) fn new_term_begins(&mut self) {
+        self.drop_what_waits_for_room();
         self.storage.set_hard(HardState { term: self.term, vote: self.vote });
         // Every leader's log holds what is committed; beyond that nothing is known of this one's.
         self.verified = self.commit;

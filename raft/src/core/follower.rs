@@ -217,7 +217,7 @@ impl Core {
     }
 
     /// Drops `from` and what follows. Returns false, and halts, if that is committed.
-    fn truncate(&mut self, from: u64) -> bool {
+    pub(super) fn truncate(&mut self, from: u64) -> bool {
         if from <= self.commit {
             self.halt(HaltReason::Inconsistent);
             return false;

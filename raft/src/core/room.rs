@@ -65,13 +65,27 @@ impl Core {
         let handed = self.log.weight_upto(submitted);
         let next = self.log.weight_upto(submitted + 1) - handed;
         let least = if next == ENTRY_OVERHEAD { next } else { 0 };
-        self.left.map(|left| left.after(handed).max(least))
+        // Where the log is covered by the snapshot, so that no other one can be taken, nothing but
+        // a write goes on, and what is kept for proposals is all that certainly takes it.
+        let most = |left: Left| left.after(handed).min(left.room.max_bytes / REFUSING);
+        self.left.map(|left| most(left).max(least))
     }
 
     /// Whether a follower has as much waiting in memory as a leader may have under way to it.
     pub(super) fn holds_enough(&self) -> bool {
         let waiting = self.log.total() - self.log.weight_upto(self.storage.durable());
         self.left.is_some() && self.is_short_of_room() && waiting >= self.config.max_inflight_bytes
+    }
+
+    /// Forgets entries that wait for room, so that the vote of a new term does not wait behind
+    /// them, and with it the leader who would make room by a commit. They count nowhere before
+    /// they are durable: it is as if they had not come, or had gone with a crash.
+    pub(super) fn drop_what_waits_for_room(&mut self) {
+        let from = self.storage.durable().max(self.commit) + 1;
+        if self.is_short_of_room() && from <= self.log.last() {
+            self.truncate(from);
+            self.adopt_members();
+        }
     }
 
     pub(super) fn on_room(&mut self, room: Room) {

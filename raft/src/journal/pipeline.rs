@@ -19,6 +19,8 @@ use crate::codec;
 use crate::store::{Completion, LogWrite, Room, StoreError};
 use crate::types::Entry;
 
+mod overtaking;
+
 /// About how long a batch of entries is, in bytes, where the segments allow it: long enough to cost
 /// nothing beside a sync. One entry may exceed it.
 const BATCH_BYTES: usize = 256 << 10;
@@ -28,6 +30,9 @@ const TURN: Duration = Duration::from_millis(10);
 
 /// Between two attempts to write what the journal had no room for.
 pub(super) const RETRY: Duration = Duration::from_millis(100);
+
+/// After so many attempts in a row nobody else is about to make room.
+const STUCK_TRIES: u32 = 20;
 
 /// Orders the writes of one group.
 ///
@@ -70,6 +75,8 @@ struct Queue {
     in_order: bool,
     /// The journal had no room for the first of `backlog`.
     is_short: bool,
+    /// How often that was tried again in vain.
+    tries: u32,
     /// A task is about to try that again.
     retries: bool,
     /// Where such a task runs: the runtime of the group. The journal's threads have none.
@@ -89,6 +96,14 @@ struct Step {
     appends: bool,
     /// The first index that it appends or cuts; `u64::MAX` for none.
     from: u64,
+    /// The index behind the last entry that it appends; 0 for none.
+    behind: u64,
+    /// Begins a write.
+    is_first: bool,
+    /// Entries at and after this index go with it.
+    cuts: Option<u64>,
+    /// Entries before this index go with it, 0 for none and other data.
+    releases: Option<u64>,
     /// Bytes of the entries of the whole write that need room beside the next snapshots, and the
     /// index behind the last. For the first part: nobody is told of a write that waits half
     /// written, so that no snapshot of what it brings could make room for the rest. Nothing where
@@ -101,6 +116,36 @@ struct Step {
     adopts: Option<Current>,
     /// For the last part.
     done: Option<Completion>,
+    /// Of the writes that it has overtaken.
+    overtaken: Vec<Completion>,
+}
+
+impl Step {
+    /// One that appends nothing, and does nothing that later ones look at.
+    fn new(commit: Commit) -> Self {
+        Self {
+            commit,
+            state: None,
+            appends: false,
+            from: u64::MAX,
+            behind: 0,
+            is_first: false,
+            cuts: None,
+            releases: None,
+            admits: (0, 0),
+            lands: 0,
+            adopts: None,
+            done: None,
+            overtaken: Vec::new(),
+        }
+    }
+
+    /// What there is to tell when it has ended so.
+    fn tell(self, result: &Result<(), StoreError>) -> Told {
+        let overtaken = result.clone().and(Err(StoreError::Overtaken));
+        let overtaken = self.overtaken.into_iter().map(|done| (done, overtaken.clone()));
+        overtaken.chain(self.done.map(|done| (done, result.clone()))).collect()
+    }
 }
 
 #[derive(Debug)]
@@ -178,6 +223,7 @@ impl Pipeline {
             landed: 0,
             in_order: true,
             is_short: false,
+            tries: 0,
             retries: false,
             runtime: None,
             account,
@@ -385,6 +431,7 @@ impl Pipeline {
 
     /// Hands on what may go now.
     fn pump(self: &Arc<Self>, queue: &mut Queue) -> Told {
+        queue.drop_overtaken();
         queue.prefer_snapshot();
         // What has been refused comes back once all that followed it has, too.
         while !queue.flying.front().is_some_and(Flight::is_refused)
@@ -396,8 +443,8 @@ impl Pipeline {
                 queue.backlog.push_front(step);
                 break;
             }
-            let (bytes, end) = step.admits;
-            if !queue.account.admit(&self.journal, end, bytes) {
+            let ((bytes, end), is_stuck) = (step.admits, queue.tries >= STUCK_TRIES);
+            if !queue.account.admit(&self.journal, end, bytes, is_stuck) {
                 queue.backlog.push_front(step);
                 if alone {
                     queue.note_shortage(&"the rest is for the next snapshots");
@@ -435,7 +482,7 @@ impl Pipeline {
                 }
                 let error = store_error(error);
                 let mut told = queue.fail(&error);
-                told.extend(step.done.map(|done| (done, Err(error))));
+                told.extend(step.tell(&Err(error)));
                 return told;
             }
             queue.state_end += u64::from(step.state.is_some());
@@ -485,6 +532,7 @@ impl Pipeline {
         let told = {
             let mut queue = self.queue.lock();
             queue.retries = false;
+            queue.tries += 1;
             let told = if queue.failed.is_none() { self.pump(&mut queue) } else { Vec::new() };
             (told, queue.take_retry())
         };
@@ -535,11 +583,7 @@ impl Queue {
             self.first = upto;
             self.end = self.end.max(upto);
         }
-        if let Some(first) = write.entries.first()
-            && first.index != self.end
-        {
-            let error = format!("entry {} would stand at {}", first.index, self.end);
-            let error = StoreError::Damaged(error);
+        if let Some(error) = self.gap_before(write) {
             self.failed = Some(error.clone());
             return Err(vec![(done, Err(error))]);
         }
@@ -552,16 +596,22 @@ impl Queue {
         let mut state = self.plan_state(write, adopts, replaced.is_some());
         let mut done = Some(done);
         let mut batches = batches.into_iter().peekable();
+        let released = releases.then(|| write.release.unwrap_or(0));
+        let mut is_first = true;
         // A release makes the room that the entries beside it may need.
         if batches.peek().is_none() || releases {
             // A state record replaces the one before, and a vote, a release or a snapshot that
             // becomes current must not fail where the journal is full of entries.
             let commit = std::mem::take(&mut commit).frees_space();
-            let done = if batches.peek().is_none() { done.take() } else { None };
-            let adopts = adopts.filter(|_| does_nothing_else(write));
-            let (state, from) = (state.take(), cuts.take().unwrap_or(u64::MAX));
-            let (appends, admits, lands) = (false, (0, 0), 0);
-            let step = Step { commit, state, appends, from, admits, lands, adopts, done };
+            let mut step = Step::new(commit);
+            (step.state, step.releases) = (state.take(), released);
+            step.cuts = cuts.take();
+            step.from = step.cuts.unwrap_or(u64::MAX);
+            step.adopts = adopts.filter(|_| write.has_only_snapshot());
+            step.is_first = std::mem::take(&mut is_first);
+            if batches.peek().is_none() {
+                step.done = done.take();
+            }
             self.backlog.push_back(step);
         }
         let behind = write.entries.last().map_or(0, |entry| entry.index + 1);
@@ -572,18 +622,27 @@ impl Queue {
                 // Has no effect where the log ends there, and is refused where it ends before.
                 commit = commit.truncate(&self.entries, self.end);
             }
-            let (appends, from) = (cut.is_none(), cut.unwrap_or(self.end));
+            let from = cut.unwrap_or(self.end);
             self.end += batch.len() as u64;
             commit = commit.append_batch(&self.entries, batch);
-            let done = if batches.peek().is_none() { done.take() } else { None };
-            let state = state.take();
-            let admits = std::mem::take(&mut admits);
-            let (lands, adopts) = (if done.is_some() { bytes } else { 0 }, None);
-            let step = Step { commit, state, appends, from, admits, lands, adopts, done };
+            let mut step = Step::new(std::mem::take(&mut commit));
+            (step.appends, step.from, step.behind, step.cuts) =
+                (cut.is_none(), from, self.end, cut);
+            (step.state, step.admits) = (state.take(), std::mem::take(&mut admits));
+            step.is_first = std::mem::take(&mut is_first);
+            if batches.peek().is_none() {
+                (step.lands, step.done) = (bytes, done.take());
+            }
             self.backlog.push_back(step);
-            commit = Commit::new();
         }
         Ok(())
+    }
+
+    /// Entries that do not follow on those before.
+    fn gap_before(&self, write: &LogWrite) -> Option<StoreError> {
+        let first = write.entries.first().filter(|first| first.index != self.end)?;
+        let error = format!("entry {} would stand at {}", first.index, self.end);
+        Some(StoreError::Damaged(error))
     }
 
     /// What the state record of a write says, if it has one.
@@ -624,49 +683,19 @@ impl Queue {
             self.account.landed(step.lands);
             if let Err(error) = result {
                 let error = store_error(error);
-                told.extend(step.done.map(|done| (done, Err(error.clone()))));
+                told.extend(step.tell(&Err(error.clone())));
                 told.extend(self.fail(&error));
             } else {
                 if step.adopts.is_none() {
                     self.note_room();
                 }
-                if let Some(state) = step.state {
-                    self.landed_state = state;
+                if let Some(state) = &step.state {
+                    self.landed_state.clone_from(state);
                 }
-                told.extend(step.done.map(|done| (done, Ok(()))));
+                told.extend(step.tell(&Ok(())));
             }
         }
         told
-    }
-
-    /// A snapshot that becomes current makes room: it does not wait behind what has none. What it
-    /// covers goes with it, as far as nothing that waits cuts or appends it. It may be of a later
-    /// term than the disk knows, so the latest term and vote go with it too.
-    fn prefer_snapshot(&mut self) {
-        if !self.is_short || !self.flying.is_empty() {
-            return;
-        }
-        let Some(at) = self.backlog.iter().position(|step| step.adopts.is_some()) else { return };
-        let (before, current) = (self.landed_state.snapshot, self.backlog[at].adopts);
-        let others = |step: &Step| step.state.as_ref().is_some_and(|s| s.snapshot != before);
-        if at == 0 || self.backlog.range(..at).any(others) {
-            return;
-        }
-        let Some((mut step, current)) = self.backlog.remove(at).zip(current) else { return };
-        let from = self.backlog.range(..at).map(|step| step.from).min().unwrap_or(u64::MAX);
-        let State { hard_state, voters, .. } = self.stored.clone();
-        let catch_up = |state: &mut State| {
-            (state.snapshot, state.hard_state) = (Some(current), hard_state);
-            state.voters.clone_from(&voters);
-        };
-        self.backlog.range_mut(..at).filter_map(|step| step.state.as_mut()).for_each(&catch_up);
-        let mut state = self.landed_state.clone();
-        catch_up(&mut state);
-        let upto = from.min(current.index.saturating_add(1));
-        step.commit = step.commit.release(&self.entries, upto);
-        self.first = self.first.max(upto);
-        step.state = Some(state);
-        self.backlog.push_front(step);
     }
 
     /// The journal has no room for the first of `backlog`.
@@ -682,6 +711,7 @@ impl Queue {
 
     fn note_room(&mut self) {
         if std::mem::take(&mut self.is_short) {
+            self.tries = 0;
             let Identity { node, group, .. } = self.stored.identity;
             tracing::info!(target: "voussoir::raft", node, group, "there is room for writes again");
         }
@@ -720,9 +750,9 @@ impl Queue {
         let error = self.failed.get_or_insert_with(|| error.clone()).clone();
         self.landed += self.flying.len() as u64;
         self.account.landed(u64::MAX);
-        let flying = self.flying.drain(..).filter_map(|flight| flight.step.done);
-        let backlog = self.backlog.drain(..).filter_map(|step| step.done);
-        flying.chain(backlog).map(|done| (done, Err(error.clone()))).collect()
+        let flying = self.flying.drain(..).map(|flight| flight.step);
+        let result = Err(error);
+        flying.chain(self.backlog.drain(..)).flat_map(|step| step.tell(&result)).collect()
     }
 }
 
@@ -741,13 +771,6 @@ fn to_be_admitted(entries: &[Entry], most: usize) -> (u64, u64) {
 /// Bytes of an entry in a batch.
 fn weight(entry: &Entry) -> usize {
     entry.data.len() + codec::ENTRY_HEAD_BYTES + 4
-}
-
-/// Whether a write that makes a snapshot current does nothing else.
-fn does_nothing_else(write: &LogWrite) -> bool {
-    let leaves_entries = write.truncate_from.is_none() && write.release.is_none();
-    let is_bare = write.entries.is_empty() && write.hard_state.is_none();
-    leaves_entries && is_bare && !write.condemned && !write.repaired
 }
 
 /// Entries as batches of the journal that `log` is in, of at most so many bytes. One entry may

@@ -48,11 +48,16 @@ impl Sums {
     /// What entries may take of a journal, if one byte of them took no more than that, and so many
     /// segments are left beside the snapshots.
     fn free(self, journal: &Journal, spare: u64) -> u64 {
+        self.left(journal, spare).unwrap_or(0)
+    }
+
+    /// As [`free`](Self::free); `None`: there is less room than the snapshots need.
+    fn left(self, journal: &Journal, spare: u64) -> Option<u64> {
         let (_, segment) = journal.limits();
         let longest = Pieces::of(journal).longest as u64;
         let segments = self.needs.div_ceil(filled(segment, longest)) + spare;
         let reserved = segments.saturating_mul(segment);
-        journal.room_bytes().saturating_sub(reserved).saturating_sub(self.flying)
+        journal.room_bytes().checked_sub(reserved)?.checked_sub(self.flying)
     }
 }
 
@@ -129,8 +134,16 @@ impl Account {
 
     /// Whether entries of so many bytes, the last one before index `end`, may be handed to the
     /// journal, all of one write. If so, they are on their way. The spare segments are left where
-    /// there is a log: a snapshot of it brings them back. Without one nothing would.
-    pub(super) fn admit(&mut self, journal: &Journal, end: u64, bytes: u64) -> bool {
+    /// a snapshot of the log brings them back. Without a log nothing would, and nothing will when
+    /// entries have waited for long and no snapshot is under way (`is_stuck`): the log is not
+    /// committed then, and the votes for a leader, who would commit it, wait behind the entries.
+    pub(super) fn admit(
+        &mut self,
+        journal: &Journal,
+        end: u64,
+        bytes: u64,
+        is_stuck: bool,
+    ) -> bool {
         if bytes == 0 {
             return true;
         }
@@ -141,7 +154,8 @@ impl Account {
             let needs = (sums.needs - self.need).saturating_add(need);
             let larger = sums.large - u64::from(self.large) + u64::from(large);
             let after = Sums { needs, large: larger, ..*sums };
-            let spare = if self.log == 0 { 0 } else { spare(journal) };
+            let is_last = self.log == 0 || is_stuck && self.staged.is_none();
+            let spare = if is_last { 0 } else { spare(journal) };
             if after.free(journal, spare) < bytes {
                 return false;
             }
@@ -166,7 +180,7 @@ impl Account {
         let need = self.need_with(self.log);
         let mut sums = self.ledger.sums.lock();
         let after = Sums { needs: (sums.needs - self.need).saturating_add(need), ..*sums };
-        if need > self.need && after.free(journal, 0) == 0 {
+        if need > self.need && after.left(journal, 0).is_none() {
             self.staged = before;
             return false;
         }
@@ -256,7 +270,7 @@ mod tests {
 
     /// Admits 64 KiB at a time until no more is. Returns how many.
     fn fill(account: &mut Account, journal: &Journal) -> u64 {
-        (1..=2_000).take_while(|at| account.admit(journal, at + 1, SMALL_LOG)).count() as u64
+        (1..=2_000).take_while(|at| account.admit(journal, at + 1, SMALL_LOG, false)).count() as u64
     }
 
     #[test]
@@ -280,7 +294,7 @@ mod tests {
         }
         assert_eq!(one.room(&journal, 0, 0, None).bytes, before);
         drop(one);
-        assert!(other.admit(&journal, 2, SMALL_LOG));
+        assert!(other.admit(&journal, 2, SMALL_LOG, false));
         other.landed(SMALL_LOG);
         drop(other);
         let sums = *journal.shared::<Ledger>().sums.lock();
@@ -292,7 +306,7 @@ mod tests {
         let journal = journal(40);
         let mut one = account(&journal);
         for index in 1..=16 {
-            assert!(one.admit(&journal, index + 1, SMALL_LOG));
+            assert!(one.admit(&journal, index + 1, SMALL_LOG, false));
         }
         one.landed(16 * SMALL_LOG);
         one.room(&journal, 0, 0, None);
@@ -303,16 +317,16 @@ mod tests {
         // A small log needs no snapshot soon.
         one.room(&journal, 17, 1 << 30, None);
         assert_eq!(one.need, 0);
-        assert!(!one.admit(&journal, 18, SMALL_LOG), "it would need one");
-        assert!(one.admit(&journal, 18, 1000));
-        assert!(one.admit(&journal, 19, 0), "what has no data needs no room");
+        assert!(!one.admit(&journal, 18, SMALL_LOG, false), "it would need one");
+        assert!(one.admit(&journal, 18, 1000, false));
+        assert!(one.admit(&journal, 19, 0, false), "what has no data needs no room");
     }
 
     #[test]
     fn a_snapshot_of_a_small_log_leaves_the_room_of_the_others() {
         let journal = journal(40);
         let (mut large, mut small) = (account(&journal), account(&journal));
-        assert!(small.admit(&journal, 2, 1000));
+        assert!(small.admit(&journal, 2, 1000, false));
         small.landed(1000);
         small.room(&journal, 0, 3 << 20, None);
         assert!(small.admit_snapshot(&journal));
@@ -356,7 +370,19 @@ mod tests {
             }
         }
         let mut one = Account::new(journal.shared(), third, 1, 0);
-        assert!(one.admit(&journal, 2, taken(&journal, SEGMENT / 2, 256 << 10)));
+        assert!(one.admit(&journal, 2, taken(&journal, SEGMENT / 2, 256 << 10), false));
+    }
+
+    /// The parts that do not fit into the rest of a segment are left unused.
+    #[test]
+    fn snapshots_fill_segments_of_any_size() {
+        for segment in [128 << 10, 256 << 10, 1 << 20, 64 << 20] {
+            let mut options = Config::manual();
+            (options.segment_bytes, options.max_bytes) = (segment, 8 * segment);
+            let journal = Journal::open_with(Arc::new(MemoryFiles::new()), options).unwrap();
+            let filled = filled(segment, Pieces::of(&journal).longest as u64);
+            assert!(filled >= segment / 10 * 9, "{filled} of {segment}");
+        }
     }
 
     #[test]
@@ -367,6 +393,6 @@ mod tests {
         let record = vec![7; 100 << 10];
         while journal.commit_blocking(Commit::new().append(&other, [&record])).is_ok() {}
         assert_eq!(one.room(&journal, 0, 0, None).bytes, 0);
-        assert!(!one.admit(&journal, 2, SMALL_LOG));
+        assert!(!one.admit(&journal, 2, SMALL_LOG, false));
     }
 }

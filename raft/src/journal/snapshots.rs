@@ -24,7 +24,7 @@ const ENDS_BYTES: u64 = 1024;
 /// No record of a snapshot is longer than one of so many parts of a segment...
 const PARTS_OF_SEGMENT: u64 = 16;
 /// ...unless the segments are small.
-const MIN_PIECE_BYTES: u64 = 64 << 10;
+const MIN_PIECE_BYTES: u64 = 8 << 10;
 
 /// The snapshots of one group.
 #[derive(Debug)]

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -11,7 +12,9 @@ use voussoir_journal::{Commit, Config, Journal, MemoryFiles, Work};
 use super::state::State;
 use super::{Current, Identity, JournalStore, OpenError};
 use crate::core::Core;
-use crate::store::{Completion, LogStore, LogWrite, MAX_CHUNK_BYTES, SnapshotName};
+use crate::store::{
+    Completion, LogStore, LogWrite, MAX_CHUNK_BYTES, ReadFailed, SnapshotName, StoreError,
+};
 use crate::types::{Entry, EntryKind, HaltReason, HardState, SnapshotMeta};
 
 const IDENTITY: Identity = Identity { cluster: 0x0102, node: 3, group: 4 };
@@ -370,4 +373,168 @@ async fn a_snapshot_goes_also_when_the_journal_was_busy() {
     while log_of_other.end() < 2 || log.exists() {
         assert_ne!(journal.work(0), Work::Idle, "it stays for ever");
     }
+}
+
+/// What writes were told, by number.
+type Told = Arc<Mutex<Vec<(u64, Result<(), String>)>>>;
+
+fn tell(told: &Told, number: u64) -> Completion {
+    let told = Arc::clone(told);
+    Completion::new(move |result| {
+        told.lock().push((number, result.map_err(|error: StoreError| error.to_string())));
+    })
+}
+
+/// A group with two entries, and a snapshot of the first `covers` that is staged, whose next two
+/// writes have no room: another user has all of it.
+async fn short_of_room(covers: u64) -> (Journal, JournalStore, SnapshotName, Told) {
+    let mut options = Config::default();
+    (options.segment_bytes, options.max_bytes) = (1 << 20, 16 << 20);
+    let journal = Journal::open_with(Arc::new(MemoryFiles::new()), options).unwrap();
+    let store = JournalStore::create(&journal, IDENTITY).unwrap();
+    let entries = vec![command(1, 1000), command(2, 1000)];
+    durable(&store, LogWrite { entries, ..LogWrite::default() }).await;
+    let meta = SnapshotMeta { index: covers, term: 1, ..SnapshotMeta::default() };
+    let name = SnapshotName { meta, identity: 7 };
+    let mut writer = store.stage(&name).await.unwrap();
+    writer.append(Bytes::from_static(b"a chunk")).await.unwrap();
+    writer.finish().await.unwrap();
+    let other = journal.log("other", 1).unwrap();
+    for bytes in [100 << 10, 4096, 64] {
+        let record = vec![7; bytes];
+        while journal.commit_blocking(Commit::new().append(&other, [&record])).is_ok() {}
+    }
+    let told = Told::default();
+    for (number, index) in [(1, 3), (2, 5)] {
+        let entries = vec![command(index, 90_000), command(index + 1, 90_000)];
+        let hard_state = Some(HardState { term: number, vote: None });
+        let write = LogWrite { entries, hard_state, ..LogWrite::default() };
+        store.write(write, tell(&told, number));
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(*told.lock(), [], "there is no room");
+    (journal, store, name, told)
+}
+
+async fn give_back(journal: &Journal) {
+    let other = journal.log("other", 1).unwrap();
+    journal.commit(Commit::new().release(&other, other.end())).await.unwrap();
+}
+
+async fn told(told: &Told, count: usize) -> Vec<(u64, Result<(), String>)> {
+    let wait = async {
+        while told.lock().len() < count {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), wait).await.expect("it waits for room");
+    told.lock().clone()
+}
+
+fn overtaken() -> Result<(), String> {
+    Err(StoreError::Overtaken.to_string())
+}
+
+/// A follower's entries wait for room, and the next leader cuts them, or a vote does.
+#[tokio::test]
+async fn what_cuts_entries_that_wait_for_room_does_not_wait_behind_them() {
+    let (journal, store, _, all) = short_of_room(1).await;
+    let hard_state = Some(HardState { term: 3, vote: Some(1) });
+    let write = LogWrite { truncate_from: Some(3), hard_state, ..LogWrite::default() };
+    store.write(write, tell(&all, 3));
+    assert_eq!(told(&all, 3).await, [(1, overtaken()), (2, overtaken()), (3, Ok(()))]);
+    give_back(&journal).await;
+    let entries = vec![command(3, 1000)];
+    durable(&store, LogWrite { entries, ..LogWrite::default() }).await;
+    let restored = JournalStore::open(&journal, IDENTITY).unwrap().restore().await.unwrap();
+    assert_eq!((restored.hard_state().term, restored.hard_state().vote), (3, Some(1)));
+    assert_eq!(store.read(1..4, 1 << 20).await.unwrap().len(), 3);
+}
+
+/// Each of several terms that begin while entries wait may cut some.
+#[tokio::test]
+async fn a_later_cut_overtakes_an_earlier_one() {
+    let (journal, store, _, all) = short_of_room(1).await;
+    for (number, from) in [(3, 4), (4, 3)] {
+        let hard_state = Some(HardState { term: number, vote: None });
+        let write = LogWrite { truncate_from: Some(from), hard_state, ..LogWrite::default() };
+        store.write(write, tell(&all, number));
+    }
+    let overtakes = [(1, overtaken()), (2, overtaken()), (3, overtaken()), (4, Ok(()))];
+    assert_eq!(told(&all, 4).await, overtakes);
+    give_back(&journal).await;
+    let entries = vec![command(3, 1000)];
+    durable(&store, LogWrite { entries, ..LogWrite::default() }).await;
+    let restored = JournalStore::open(&journal, IDENTITY).unwrap().restore().await.unwrap();
+    assert_eq!(restored.hard_state().term, 4);
+}
+
+/// One that it cuts in the middle, and what follows that, stay: there would be a gap.
+#[tokio::test]
+async fn what_is_cut_in_its_middle_waits_for_room_in_its_place() {
+    let (journal, store, _, all) = short_of_room(1).await;
+    let write = LogWrite { truncate_from: Some(4), ..LogWrite::default() };
+    store.write(write, tell(&all, 3));
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(*all.lock(), []);
+    give_back(&journal).await;
+    assert_eq!(told(&all, 3).await, [(1, Ok(())), (2, Ok(())), (3, Ok(()))]);
+    assert_eq!(store.read(1..4, 1 << 20).await.unwrap().len(), 3);
+}
+
+/// A leader sends it because the follower has no room for the entries.
+#[tokio::test]
+async fn a_snapshot_of_a_peer_does_not_wait_behind_the_entries_whose_place_it_takes() {
+    let (journal, store, name, all) = short_of_room(9).await;
+    let snapshot = Some(name);
+    let (truncate_from, release) = (Some(1), Some(10));
+    let write = LogWrite { snapshot, truncate_from, release, ..LogWrite::default() };
+    store.write(write, tell(&all, 3));
+    assert_eq!(told(&all, 3).await, [(1, overtaken()), (2, overtaken()), (3, Ok(()))]);
+    give_back(&journal).await;
+    let entries = vec![command(10, 1000)];
+    durable(&store, LogWrite { entries, ..LogWrite::default() }).await;
+    let restored = JournalStore::open(&journal, IDENTITY).unwrap().restore().await.unwrap();
+    assert_eq!(
+        restored.hard_state().term,
+        2,
+        "what the overtaken writes said beside their entries"
+    );
+    assert_eq!(store.read(10..11, 1 << 20).await.unwrap().len(), 1);
+}
+
+/// They were applied from memory, since others have them.
+#[tokio::test]
+async fn a_snapshot_covers_entries_that_wait_for_room() {
+    let (journal, store, name, all) = short_of_room(4).await;
+    let write = LogWrite { snapshot: Some(name), ..LogWrite::default() };
+    store.write(write, tell(&all, 3));
+    assert_eq!(told(&all, 2).await, [(1, overtaken()), (3, Ok(()))]);
+    give_back(&journal).await;
+    assert_eq!(told(&all, 3).await[2], (2, Ok(())));
+    let restored = JournalStore::open(&journal, IDENTITY).unwrap().restore().await.unwrap();
+    assert_eq!(restored.hard_state().term, 2);
+    assert_eq!(store.read(5..7, 1 << 20).await.unwrap().len(), 2);
+    let old = store.read(4..5, 1 << 20).await;
+    assert!(matches!(old, Err(ReadFailed::Released)), "{old:?}");
+}
+
+/// No snapshot is due, and nobody else makes room: the log is not committed.
+#[tokio::test]
+async fn entries_that_have_waited_for_long_take_the_spare_segments() {
+    let mut options = Config::default();
+    (options.segment_bytes, options.max_bytes) = (1 << 20, 32 << 20);
+    let journal = Journal::open_with(Arc::new(MemoryFiles::new()), options).unwrap();
+    let store = JournalStore::create(&journal, IDENTITY).unwrap();
+    let all = Told::default();
+    let mut index = 0;
+    // Until the first one waits.
+    while all.lock().len() as u64 == index {
+        index += 1;
+        let entries = vec![command(index, 200_000)];
+        store.write(LogWrite { entries, ..LogWrite::default() }, tell(&all, index));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let last = told(&all, index as usize).await.pop();
+    assert_eq!(last, Some((index, Ok(()))));
 }

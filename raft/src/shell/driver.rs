@@ -372,9 +372,13 @@ impl Driver {
         result: Result<(), StoreError>,
         ack: Option<AppendAck>,
     ) -> Input {
-        if let Err(error) = result {
-            self.note_failure("a write", &error);
-            return Input::PersistFailed { id };
+        match result {
+            // What it asked for beside its entries is durable, and of those the core expects none.
+            Ok(()) | Err(StoreError::Overtaken) => {}
+            Err(error) => {
+                self.note_failure("a write", &error);
+                return Input::PersistFailed { id };
+            }
         }
         if let Some(ack) = ack {
             self.core.acknowledged(&ack);
