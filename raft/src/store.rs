@@ -170,13 +170,6 @@ impl LogWrite {
         self.commit.is_some() && self.binds_nothing()
     }
 
-    /// Whether it does nothing but make a snapshot current.
-    pub(crate) fn has_only_snapshot(&self) -> bool {
-        let leaves_entries = self.truncate_from.is_none() && self.release.is_none();
-        let is_bare = self.entries.is_empty() && self.hard_state.is_none();
-        leaves_entries && is_bare && !self.condemned && !self.repaired
-    }
-
     /// Whether nothing in it has to survive a crash.
     fn binds_nothing(&self) -> bool {
         self.snapshot.is_none()

@@ -455,18 +455,19 @@ async fn what_cuts_entries_that_wait_for_room_does_not_wait_behind_them() {
 #[tokio::test]
 async fn a_later_cut_overtakes_an_earlier_one() {
     let (journal, store, _, all) = short_of_room(1).await;
-    for (number, from) in [(3, 4), (4, 3)] {
-        let hard_state = Some(HardState { term: number, vote: None });
-        let write = LogWrite { truncate_from: Some(from), hard_state, ..LogWrite::default() };
-        store.write(write, tell(&all, number));
-    }
+    let hard_state = Some(HardState { term: 3, vote: Some(1) });
+    let write = LogWrite { truncate_from: Some(4), hard_state, ..LogWrite::default() };
+    store.write(write, tell(&all, 3));
+    let write = LogWrite { truncate_from: Some(3), ..LogWrite::default() };
+    store.write(write, tell(&all, 4));
     let overtakes = [(1, overtaken()), (2, overtaken()), (3, overtaken()), (4, Ok(()))];
     assert_eq!(told(&all, 4).await, overtakes);
     give_back(&journal).await;
     let entries = vec![command(3, 1000)];
     durable(&store, LogWrite { entries, ..LogWrite::default() }).await;
     let restored = JournalStore::open(&journal, IDENTITY).unwrap().restore().await.unwrap();
-    assert_eq!(restored.hard_state().term, 4);
+    let said = (restored.hard_state().term, restored.hard_state().vote);
+    assert_eq!(said, (3, Some(1)), "what the overtaken write said beside its cut");
 }
 
 /// One that it cuts in the middle, and what follows that, stay: there would be a gap.

@@ -2,6 +2,16 @@
 
 use super::{Queue, Step};
 use crate::journal::state::State;
+use crate::store::LogWrite;
+
+impl LogWrite {
+    /// Whether it does nothing but make a snapshot current.
+    pub(super) fn has_only_snapshot(&self) -> bool {
+        let leaves_entries = self.truncate_from.is_none() && self.release.is_none();
+        let is_bare = self.entries.is_empty() && self.hard_state.is_none();
+        leaves_entries && is_bare && !self.condemned && !self.repaired
+    }
+}
 
 impl Step {
     /// Whether it changes the end of the log.
