@@ -132,8 +132,6 @@ impl Core {
     }
 
     fn become_candidate(&mut self, transfer: bool) {
-        // Before the question says which entries are here.
-        self.drop_what_waits_for_room();
         let Some(question) = self.vote_request() else { return };
         let question = VoteRequest { transfer, ..question };
         self.yielded = false;
