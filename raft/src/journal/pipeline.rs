@@ -140,11 +140,11 @@ impl Step {
         }
     }
 
-    /// What there is to tell when it has ended so.
-    fn tell(self, result: &Result<(), StoreError>) -> Told {
-        let overtaken = result.clone().and(Err(StoreError::Overtaken));
-        let overtaken = self.overtaken.into_iter().map(|done| (done, overtaken.clone()));
-        overtaken.chain(self.done.map(|done| (done, result.clone()))).collect()
+    /// Adds what there is to tell when it has ended so.
+    fn tell(self, result: &Result<(), StoreError>, told: &mut Told) {
+        let overtaken = || result.clone().and(Err(StoreError::Overtaken));
+        told.extend(self.overtaken.into_iter().map(|done| (done, overtaken())));
+        told.extend(self.done.map(|done| (done, result.clone())));
     }
 }
 
@@ -482,7 +482,7 @@ impl Pipeline {
                 }
                 let error = store_error(error);
                 let mut told = queue.fail(&error);
-                told.extend(step.tell(&Err(error)));
+                step.tell(&Err(error), &mut told);
                 return told;
             }
             queue.state_end += u64::from(step.state.is_some());
@@ -676,23 +676,23 @@ impl Queue {
         let mut told = Vec::new();
         let has_ended = |flight: &Flight| flight.result.is_some() && !flight.is_refused();
         while self.flying.front().is_some_and(has_ended) {
-            let Some(Flight { step, result: Some(result) }) = self.flying.pop_front() else {
+            let Some(Flight { mut step, result: Some(result) }) = self.flying.pop_front() else {
                 break;
             };
             self.landed += 1;
             self.account.landed(step.lands);
             if let Err(error) = result {
                 let error = store_error(error);
-                told.extend(step.tell(&Err(error.clone())));
+                step.tell(&Err(error.clone()), &mut told);
                 told.extend(self.fail(&error));
             } else {
                 if step.adopts.is_none() {
                     self.note_room();
                 }
-                if let Some(state) = &step.state {
-                    self.landed_state.clone_from(state);
+                if let Some(state) = step.state.take() {
+                    self.landed_state = state;
                 }
-                told.extend(step.tell(&Ok(())));
+                step.tell(&Ok(()), &mut told);
             }
         }
         told
@@ -752,7 +752,9 @@ impl Queue {
         self.account.landed(u64::MAX);
         let flying = self.flying.drain(..).map(|flight| flight.step);
         let result = Err(error);
-        flying.chain(self.backlog.drain(..)).flat_map(|step| step.tell(&result)).collect()
+        let mut told = Vec::new();
+        flying.chain(self.backlog.drain(..)).for_each(|step| step.tell(&result, &mut told));
+        told
     }
 }
 
