@@ -5,7 +5,7 @@
 //! `VOUSSOIR_SEEDS` sets how many seeds are lived, `VOUSSOIR_SEED` lives one. Journals have threads
 //! and run in real time, so a seed draws what happens and not the order of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -103,7 +103,6 @@ struct Seen {
     busy: AtomicU64,
     /// Since when no group has reason to take nothing.
     clear: Mutex<Instant>,
-    longest: Mutex<Duration>,
 }
 
 struct Life<'a> {
@@ -145,11 +144,7 @@ async fn put(seen: &Seen, group: u64, key: u64, write: Written) -> Result<(), St
                 continue;
             }
             match raft.propose(command(key, write.number, write.length)).await {
-                Ok(_) => {
-                    let mut longest = seen.longest.lock();
-                    *longest = longest.max(began.elapsed());
-                    return Ok(());
-                }
+                Ok(_) => return Ok(()),
                 Err(ProposeError::Busy) => _ = seen.busy.fetch_add(1, Relaxed),
                 Err(_) => {}
             }
@@ -177,13 +172,13 @@ async fn client(
     let keys = (shape.budget / mean * 5 / 4 / shape.clients).max(2);
     while seen.due.load(Relaxed) > 0 {
         let burst = if rng.chance(200_000) { rng.between(2, 16) } else { 1 };
-        let mut chosen = BTreeMap::new();
+        let mut chosen = BTreeSet::new();
         for _ in 0..burst {
             let key = id + shape.clients * rng.below(keys);
-            chosen.insert((1 + key % shape.groups, key), 0);
+            chosen.insert((1 + key % shape.groups, key));
         }
         let mut puts = JoinSet::new();
-        for (at, _) in chosen {
+        for at in chosen {
             let old = written.get(&at).copied().unwrap_or_default();
             let length = if rng.chance(30_000) {
                 0
@@ -228,7 +223,6 @@ impl<'a> Life<'a> {
             due: AtomicU64::new(shape.bytes),
             busy: AtomicU64::new(0),
             clear: Mutex::new(Instant::now()),
-            longest: Mutex::default(),
         };
         let host = |at| Host { files: CrashFiles::new(seed * 8 + at), journal: None, node: None };
         let (network, hosts) = (Network::new(), (0..shape.nodes).map(host).collect());
