@@ -1,15 +1,20 @@
 //! A runtime that goes before its node: nothing is wrong then, and nothing is said to be.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 use voussoir_raft::memory::{MemoryStore, Network};
 use voussoir_raft::{
-    Chunks, Command, Config, MachineError, Raft, Role, StateMachine, StopReason, WholeSnapshot,
+    Chunks, Command, Completion, Config, Entry, LogStore, LogWrite, MachineError, Raft, ReadFailed,
+    Restored, Role, SnapshotName, SnapshotReader, SnapshotWriter, StateMachine, StopReason,
+    StoreError, WholeSnapshot,
 };
 
 static ERRORS: AtomicUsize = AtomicUsize::new(0);
@@ -41,6 +46,15 @@ impl Subscriber for Errors {
 
 struct Machine {
     quick: bool,
+    /// Lets a store go on that holds the driver, once the machine's task is gone.
+    ended: Option<Sender<()>>,
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // An error here only says that no store waits.
+        self.ended.take().map(|ended| ended.send(()));
+    }
 }
 
 #[async_trait]
@@ -63,6 +77,66 @@ impl StateMachine for Machine {
     }
 }
 
+/// Holds the driver in the write of a command, until the machine is gone.
+struct Holding {
+    inner: MemoryStore,
+    asks: Sender<()>,
+    machine_ended: Mutex<Receiver<()>>,
+}
+
+#[async_trait]
+impl LogStore for Holding {
+    async fn restore(&self) -> Result<Restored, StoreError> {
+        self.inner.restore().await
+    }
+
+    fn write(&self, write: LogWrite, done: Completion) {
+        if write.entries.iter().any(|entry| !entry.data.is_empty()) {
+            self.asks.send(()).expect("the test waits");
+            self.machine_ended.lock().recv().expect("the machine ends once");
+        }
+        self.inner.write(write, done);
+    }
+
+    async fn read(&self, range: Range<u64>, max_bytes: u64) -> Result<Vec<Entry>, ReadFailed> {
+        self.inner.read(range, max_bytes).await
+    }
+
+    async fn stage(&self, name: &SnapshotName) -> Result<Box<dyn SnapshotWriter>, StoreError> {
+        self.inner.stage(name).await
+    }
+
+    fn unstage(&self, identity: u64) {
+        self.inner.unstage(identity);
+    }
+
+    async fn open_snapshot(&self) -> Result<Option<Box<dyn SnapshotReader>>, StoreError> {
+        self.inner.open_snapshot().await
+    }
+}
+
+/// A node on a runtime that ends while the driver is in the middle of a turn, and drops the task of
+/// the machine before the turn goes on.
+fn hears_of_the_machine_first() -> Option<StopReason> {
+    let runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = { runtime }.worker_threads(2).enable_all().build().unwrap();
+    let ((asks, asked), (ends, ended)) = (channel(), channel());
+    let raft = runtime.block_on(async {
+        let machine = Box::new(Machine { quick: false, ended: Some(ends) });
+        let inner = MemoryStore::new();
+        let log = Arc::new(Holding { inner, asks, machine_ended: Mutex::new(ended) });
+        let raft = Raft::start(Config::new(1, [1]), log, machine, Network::new().node(1));
+        let raft = raft.await.unwrap();
+        raft.status().wait_for(|status| status.leader.is_some()).await.unwrap();
+        raft
+    });
+    let proposer = raft.clone();
+    let proposal = runtime.spawn(async move { proposer.propose("x".into()).await });
+    asked.recv().expect("the driver writes");
+    drop((runtime, proposal));
+    raft.stopped()
+}
+
 /// A node that has started and leads, on a runtime that is dropped after `last` command.
 fn lives_until(last: &'static str, workers: usize, quick: bool) -> Option<StopReason> {
     let mut builder = match workers {
@@ -71,7 +145,7 @@ fn lives_until(last: &'static str, workers: usize, quick: bool) -> Option<StopRe
     };
     let runtime = builder.worker_threads(workers.max(1)).enable_all().build().unwrap();
     let raft = runtime.block_on(async {
-        let machine = Box::new(Machine { quick });
+        let machine = Box::new(Machine { quick, ended: None });
         let log = Arc::new(MemoryStore::new());
         let raft = Raft::start(Config::new(1, [1]), log, machine, Network::new().node(1));
         let raft = raft.await.unwrap();
@@ -99,6 +173,7 @@ fn a_runtime_that_ends_first_is_no_panic_and_no_error() {
             assert_eq!(reason, Some(StopReason::RuntimeEnded), "{} workers", round % 3);
         }
     }
+    assert_eq!(hears_of_the_machine_first(), Some(StopReason::RuntimeEnded));
     assert_eq!(ERRORS.load(Ordering::SeqCst), 0, "errors were logged");
     std::panic::set_hook(Box::new(|_| {}));
     for quick in [false, true] {
