@@ -103,9 +103,12 @@ mod tests {
     use crate::config::Config;
     use crate::core::{Input, Output, Restored};
     use crate::message::{AppendHead, Message};
+    use crate::store::Room;
     use crate::types::{Entry, EntryKind};
 
     const MS: u64 = 1_000_000;
+    const NO_ROOM: Room = Room { bytes: 0, max_bytes: 4 << 30, share: 64 << 10 };
+    const LITTLE: Room = Room { bytes: 1 << 20, ..NO_ROOM };
 
     /// Three cores, and what is on its way to each of them.
     struct World {
@@ -267,6 +270,79 @@ mod tests {
         };
         let sessions: Vec<u64> = world.inputs[0].iter().filter_map(session).collect();
         assert!(matches!(sessions[..], [.., old, new] if old < new), "{sessions:?}");
+    }
+
+    /// Whoever elects the next leader without an entry must not count as one who has it.
+    #[test]
+    fn a_vote_forgets_no_entry_that_its_write_may_acknowledge() {
+        for (acked, keeps) in [(None, true), (Some(true), true), (Some(false), false)] {
+            let (mut world, _) = writing(5);
+            let last = world.cores[1].status().last;
+            assert!(!world.cores[1].must_take_acks_back(), "there is room");
+            world.step(1, Input::Room { room: NO_ROOM });
+            assert!(world.cores[1].must_take_acks_back());
+            if let Some(is_acked) = acked {
+                world.cores[1].acks_taken_back(if is_acked { last } else { 0 });
+                assert_eq!(world.cores[1].must_take_acks_back(), is_acked);
+            }
+            let term = world.cores[1].hard_state().term;
+            world.step(1, Input::Message { from: 1, message: Message::TimeoutNow { term } });
+            assert_eq!(world.cores[1].hard_state().term, term + 1);
+            assert_eq!(world.cores[1].status().last, if keeps { last } else { last - 1 });
+        }
+    }
+
+    /// What was acknowledged of an earlier leader's entries says nothing of those in their place.
+    #[test]
+    fn an_entry_in_the_place_of_an_acknowledged_one_is_forgotten_too() {
+        let (mut world, written) = writing(8);
+        let last = world.cores[1].status().last;
+        world.step(1, written);
+        world.inputs.iter_mut().for_each(VecDeque::clear);
+        let (term, prev_term) = (world.cores[1].hard_state().term + 1, 1);
+        world.step(1, Input::Room { room: NO_ROOM });
+        let head = AppendHead {
+            term,
+            session: 1,
+            prev_index: last - 1,
+            prev_term,
+            commit: 0,
+            probe: false,
+        };
+        let entry =
+            Entry { term, index: last, kind: EntryKind::Command, data: Bytes::from_static(b"z") };
+        let message = Message::Append { head, entries: vec![entry] };
+        world.step(1, Input::Message { from: 3, message });
+        // The term becomes durable; the entry waits for room.
+        while let Some(written) = world.inputs[1].pop_front() {
+            world.step(1, written);
+        }
+        assert_eq!(world.cores[1].log.term_at(last), Some(term), "it has taken its place");
+        // The completion had acknowledged the first one.
+        world.cores[1].acks_taken_back(last);
+        world.step(1, Input::Message { from: 3, message: Message::TimeoutNow { term } });
+        assert_eq!(world.cores[1].status().last, last - 1);
+    }
+
+    #[test]
+    fn no_write_is_entrusted_with_an_acknowledgement_where_room_is_short() {
+        for (room, entrusts) in [(Room { bytes: 1 << 30, ..NO_ROOM }, true), (LITTLE, false)] {
+            let (mut world, written) = writing(6);
+            world.step(1, written);
+            world.step(1, Input::Room { room });
+            world.step(0, Input::Propose { token: 2, data: Bytes::from_static(b"y") });
+            world.acks.clear();
+            world.inputs[1].drain(..).collect::<Vec<_>>().into_iter().for_each(|input| {
+                world.cores[1].step(0, input);
+            });
+            let mut writes = 0;
+            while let Some(output) = world.cores[1].poll_output() {
+                let Output::Persist(persist) = output else { continue };
+                writes += persist.range.end - persist.range.start;
+                assert_eq!(world.cores[1].ack_with(&persist).is_some(), entrusts);
+            }
+            assert_eq!(writes, 1, "there is room for it");
+        }
     }
 
     #[test]

@@ -224,6 +224,7 @@ impl Core {
         }
         self.log.truncate(from);
         self.storage.truncated(from);
+        self.entrusted = self.entrusted.min(from - 1);
         self.truncate_members(from);
         true
     }
@@ -232,16 +233,20 @@ impl Core {
     /// all that comes of it: then whoever wrote can say so without asking the core again. It is
     /// true whatever happens meanwhile. Within the term of the message the entries stay; whoever
     /// leads a later one was elected by somebody who had them when it voted, or without this node.
+    /// Where the room is short a vote may forget entries, so nothing is entrusted to their writes.
     /// To be asked between the flush that asks for the write and the next step.
-    pub(crate) fn ack_with(&self, persist: &Persist) -> Option<(u64, AppendAck)> {
+    pub(crate) fn ack_with(&mut self, persist: &Persist) -> Option<(u64, AppendAck)> {
         let (term, session) = self.sent_ack_is_enough()?;
-        let leader = self.leader?;
+        let leader = self.leader.filter(|_| !self.is_short_of_room())?;
         let Persist { snapshot, truncate_from, release, range, repaired, .. } = persist;
         let cuts = snapshot.is_some() || truncate_from.is_some() || release.is_some() || *repaired;
         let matched = range.end.saturating_sub(1).min(self.verified);
         let is_news = !range.is_empty() && matched > self.ack.acked;
-        let ack = AppendAck { term, session, matched, received: self.verified };
-        (is_news && !cuts).then_some((leader, ack))
+        if !is_news || cuts {
+            return None;
+        }
+        self.entrusted = self.entrusted.max(matched);
+        Some((leader, AppendAck { term, session, matched, received: self.verified }))
     }
 
     /// The term and the session in which nothing is left to do when a write of entries becomes

@@ -12,6 +12,8 @@ mod change;
 mod clock;
 mod commit;
 mod election;
+#[cfg(test)]
+mod entrusted_tests;
 mod follower;
 mod gate;
 mod history;
@@ -163,6 +165,9 @@ pub struct Core {
     /// Equal to the log of this term's leader up to here; at least `commit`.
     verified: u64,
     ack: Ack,
+    /// Up to here the completions of writes may have acknowledged entries, or may do so: they were
+    /// entrusted with it by `ack_with`.
+    entrusted: u64,
     /// What the disk has lost, until the log holds it again.
     debt: Option<Debt>,
 
@@ -245,6 +250,7 @@ impl Core {
             applied: 0,
             verified: start.commit,
             ack: Ack::default(),
+            entrusted: 0,
             debt: start.debt,
             snapshot: start.snapshot.map(Box::new),
             installing: None,
@@ -263,20 +269,24 @@ impl Core {
             dirty: true,
             config,
         };
-        // A sole voter has nobody to be repaired from, unless its log lacks who was added.
-        let is_alone = core.roster.is_sole_voter() && !core.config.dynamic;
-        if damaged || (core.is_recovering() && is_alone) {
-            core.halt(HaltReason::Damaged);
-        } else {
-            if let Some(meta) = core.snapshot().cloned() {
-                core.out.push_back(Output::Restore { meta });
-            }
-            // A sole voter has no leader to wait for.
-            if !core.roster.is_sole_voter() {
-                core.reset_election_timer();
-            }
-        }
+        core.begin(damaged);
         Ok(core)
+    }
+
+    fn begin(&mut self, is_damaged: bool) {
+        // A sole voter has nobody to be repaired from, unless its log lacks who was added.
+        let is_alone = self.roster.is_sole_voter() && !self.config.dynamic;
+        if is_damaged || (self.is_recovering() && is_alone) {
+            self.halt(HaltReason::Damaged);
+            return;
+        }
+        if let Some(meta) = self.snapshot().cloned() {
+            self.out.push_back(Output::Restore { meta });
+        }
+        // A sole voter has no leader to wait for.
+        if !self.roster.is_sole_voter() {
+            self.reset_election_timer();
+        }
     }
 
     /// Takes what happened at `now`, in nanoseconds. What to do about it comes out of

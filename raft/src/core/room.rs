@@ -79,13 +79,24 @@ impl Core {
 
     /// Forgets entries that wait for room, so that the vote of a new term does not wait behind
     /// them, and with it the leader who would make room by a commit. They count nowhere before
-    /// they are durable: it is as if they had not come, or had gone with a crash.
+    /// they are acknowledged: it is as if they had not come, or had gone with a crash.
     pub(super) fn drop_what_waits_for_room(&mut self) {
-        let from = self.storage.durable().max(self.commit) + 1;
+        let from = self.storage.durable().max(self.commit).max(self.entrusted) + 1;
         if self.is_short_of_room() && from <= self.log.last() {
             self.truncate(from);
             self.adopt_members();
         }
+    }
+
+    /// Whether completions of writes may acknowledge entries that would be forgotten with the term.
+    pub(crate) fn must_take_acks_back(&self) -> bool {
+        self.is_short_of_room() && self.entrusted > self.storage.durable()
+    }
+
+    /// Completions have acknowledged entries up to `acked`, and those of writes that were handed
+    /// over before acknowledge nothing more.
+    pub(crate) fn acks_taken_back(&mut self, acked: u64) {
+        self.entrusted = self.entrusted.min(acked);
     }
 
     pub(super) fn on_room(&mut self, room: Room) {

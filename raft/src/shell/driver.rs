@@ -16,6 +16,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 
+use super::acks::{Acknowledge, Acks};
 use super::alarm::Alarm;
 use super::applier::{Job, Machine};
 use super::error::{ChangeError, Doubt, ProposeError, ReadError, StopReason};
@@ -72,6 +73,7 @@ pub(crate) struct Driver {
     pub(crate) followers: FollowersView,
     pub(crate) commit_index: CommitIndex,
     pub(crate) room: RoomWatch,
+    pub(crate) acks: Acks,
     /// When the latest turn began.
     pub(crate) now: u64,
     /// When the status has to be shown, if it is behind.
@@ -165,6 +167,10 @@ impl Driver {
         let now = self.now;
         count_alone(&self.shared.counters.turns, 1);
         self.room.look(&mut self.core, &*self.log, now);
+        // Before a vote may forget entries.
+        if self.core.must_take_acks_back() {
+            self.core.acks_taken_back(self.acks.take_back());
+        }
         self.take_in(now, events);
         if self.core.next_deadline().is_some_and(|at| at <= now) {
             self.hold_election_until_admitted(now);
@@ -557,7 +563,7 @@ impl Driver {
         let shared = Arc::clone(&self.shared);
         let tell = move |result: Result<(), StoreError>| {
             let is_fine = result.is_ok();
-            let ack = ack.filter(|_| is_fine).map(|ack| ack.send(&shared));
+            let ack = ack.filter(|_| is_fine).and_then(|ack| ack.send(&shared));
             let bears = move |patience: &Patience| is_fine && patience.bears_write(ack.as_ref());
             shared.tell_patiently(Event::Persisted { id, result, ack }, bears);
         };
@@ -567,10 +573,10 @@ impl Driver {
     /// On a node of many groups a follower's acknowledgement goes on its way, with those of the
     /// others, where its write completes. A turn of the group for that would cost more than all
     /// else that the follower does for an entry.
-    fn ack_on_completion(&self, persist: &Persist) -> Option<Acknowledge> {
+    fn ack_on_completion(&mut self, persist: &Persist) -> Option<Acknowledge> {
         let (seat, _) = self.seat.as_ref()?;
         let (to, ack) = self.core.ack_with(persist)?;
-        Some(Acknowledge { seat: Arc::clone(seat), to, ack })
+        Some(self.acks.entrust(seat, to, ack))
     }
 
     /// Writes the commit index by itself when it is due and nothing else was written.
@@ -747,21 +753,6 @@ impl Driver {
         if is_other {
             tracing::info!(target: "voussoir::raft", node, %role, term, leader, "role");
         }
-    }
-}
-
-/// An acknowledgement that goes when what it speaks of is durable.
-struct Acknowledge {
-    seat: Arc<Seat>,
-    to: u64,
-    ack: AppendAck,
-}
-
-impl Acknowledge {
-    fn send(self, shared: &Shared) -> AppendAck {
-        count(&shared.counters.messages_sent, 1);
-        self.seat.acknowledge(self.to, self.ack);
-        self.ack
     }
 }
 

@@ -1,5 +1,6 @@
 //! The tokio shell: a node of one group.
 
+mod acks;
 mod alarm;
 mod applier;
 mod driver;
@@ -24,6 +25,7 @@ use bytes::Bytes;
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
+use self::acks::Acks;
 use self::applier::{Applier, Job, Machine};
 use self::driver::Driver;
 use self::mailbox::Mailbox;
@@ -180,12 +182,12 @@ impl Raft {
             tasks: Tasks::default(),
         };
         let (shown, epoch) = (core.status(), Instant::now());
-        let commit_index = CommitIndex::new(shown.commit);
         let (sender, status) = watch::channel(shown);
         let members = Arc::clone(core.shared_members());
         transport.members(config.group, core.members());
         // Boxed: a future holds each of its arguments twice.
         let driver = Box::new(Driver {
+            commit_index: CommitIndex::new(core.commit()),
             core,
             shared: Arc::clone(&shared),
             log,
@@ -201,8 +203,8 @@ impl Raft {
             withdrawn: Vec::new(),
             freshness: progress::Freshness::default(),
             followers: progress::FollowersView::default(),
-            commit_index,
             room: RoomWatch::default(),
+            acks: Acks::default(),
             staging,
             tasks: Tasks::default(),
             transfers: Vec::new(),
@@ -556,8 +558,8 @@ async fn run(mut driver: Box<Driver>, jobs: Arc<Mailbox<Job>>) {
 
 async fn end(mut driver: Box<Driver>, stopping: Stopping, reason: StopReason) {
     driver.condemn(&reason).await;
-    // A runtime that ends drops one task after another. The driver, in the middle of a turn, may hear
-    // of the machine's.
+    // A runtime that ends drops one task after another. The driver, in the middle of a turn, may
+    // hear of the machine's.
     if !matches!(reason, StopReason::ShutDown | StopReason::RuntimeEnded) {
         let node = driver.core.config().id;
         tracing::error!(target: "voussoir::raft", node, %reason, "the node has stopped");

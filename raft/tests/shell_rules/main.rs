@@ -5,5 +5,6 @@ mod callers;
 mod cluster;
 mod disks;
 mod racing;
+mod room;
 mod script;
 mod snapshots;

@@ -1,5 +1,6 @@
 //! One real node of three. The test speaks for the others.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,9 +10,9 @@ use tokio::sync::mpsc;
 use voussoir_raft::memory::MemoryStore;
 use voussoir_raft::testing::FaultyStore;
 use voussoir_raft::{
-    AppendHead, AttachError, Config, Entry, EntryKind, Heartbeat, Inbox, LogStore, Message, Raft,
-    SendError, SnapshotAnswer, SnapshotMeta, SnapshotName, SnapshotPart, Status, Transport,
-    VoteReply,
+    AppendHead, AttachError, Config, Entry, EntryKind, Heartbeat, Inbox, LogStore, Message, Node,
+    NodeConfig, Raft, SendError, SnapshotAnswer, SnapshotMeta, SnapshotName, SnapshotPart, Status,
+    Transport, VoteReply,
 };
 
 use crate::cluster::{Text, append, timeout};
@@ -21,7 +22,8 @@ pub(crate) const PEER: u64 = 2;
 
 /// What the node sends, and where it listens.
 struct Ears {
-    inbox: Mutex<Option<Arc<dyn Inbox>>>,
+    /// By group.
+    inboxes: Mutex<BTreeMap<u64, Arc<dyn Inbox>>>,
     sent: mpsc::UnboundedSender<(u64, Message)>,
 }
 
@@ -31,13 +33,13 @@ impl Transport for Ears {
         1
     }
 
-    fn attach(&self, _: u64, inbox: Arc<dyn Inbox>) -> Result<(), AttachError> {
-        *self.inbox.lock() = Some(inbox);
+    fn attach(&self, group: u64, inbox: Arc<dyn Inbox>) -> Result<(), AttachError> {
+        self.inboxes.lock().insert(group, inbox);
         Ok(())
     }
 
-    fn detach(&self, _: u64) {
-        *self.inbox.lock() = None;
+    fn detach(&self, group: u64) {
+        self.inboxes.lock().remove(&group);
     }
 
     fn send(&self, to: u64, _: u64, message: Message) -> Result<(), SendError> {
@@ -66,6 +68,8 @@ pub(crate) struct Script {
     pub(crate) machine: Text,
     pub(crate) inbox: Arc<dyn Inbox>,
     sent: mpsc::UnboundedReceiver<(u64, Message)>,
+    /// With it ends what its groups share.
+    _node: Option<Node>,
 }
 
 impl Script {
@@ -74,17 +78,33 @@ impl Script {
     }
 
     pub(crate) async fn over(log: Arc<dyn LogStore>) -> Self {
+        Self::starting(log, false).await
+    }
+
+    /// The one group of a node of many.
+    pub(crate) async fn of_many(log: Arc<dyn LogStore>) -> Self {
+        Self::starting(log, true).await
+    }
+
+    async fn starting(log: Arc<dyn LogStore>, of_many: bool) -> Self {
         let mut config = Config::new(1, [1, 2, 3]);
         config.seed = Some(7);
         let (sender, sent) = mpsc::unbounded_channel();
-        let ears = Arc::new(Ears { inbox: Mutex::new(None), sent: sender });
+        let ears = Arc::new(Ears { inboxes: Mutex::default(), sent: sender });
         let store = FaultyStore::new(log);
         let machine = Text::default();
         let log = Arc::new(store.clone());
-        let raft = Raft::start(config, log, Box::new(machine.clone()), ears.clone());
-        let raft = timeout(raft).await.expect("it starts");
-        let inbox = ears.inbox.lock().clone().expect("it is attached");
-        Self { raft, store, machine, inbox, sent }
+        let (group, applies) = (config.group, Box::new(machine.clone()));
+        let node = of_many.then(|| Node::start(NodeConfig::default(), ears.clone()).unwrap());
+        let raft = timeout(async {
+            match &node {
+                Some(node) => node.start_group(config, log, applies).await,
+                None => Raft::start(config, log, applies, ears.clone()).await,
+            }
+        });
+        let raft = raft.await.expect("it starts");
+        let inbox = ears.inboxes.lock().get(&group).cloned().expect("it is attached");
+        Self { raft, store, machine, inbox, sent, _node: node }
     }
 
     pub(crate) fn status(&self) -> Status {
@@ -107,6 +127,12 @@ impl Script {
                 return message;
             }
         }
+    }
+
+    /// What was sent to [`PEER`] so far and not looked at.
+    pub(crate) fn sent_so_far(&mut self) -> Vec<Message> {
+        let all = std::iter::from_fn(|| self.sent.try_recv().ok());
+        all.filter(|(to, _)| *to == PEER).map(|(_, message)| message).collect()
     }
 
     /// Grants what the node asks for until it leads.

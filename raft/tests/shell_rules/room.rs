@@ -1,0 +1,92 @@
+//! What a node makes of a disk that has no room.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use voussoir_raft::memory::MemoryStore;
+use voussoir_raft::{
+    AppendHead, Completion, Entry, EntryKind, LogStore, LogWrite, Message, ReadFailed, Restored,
+    Role, Room, SnapshotName, SnapshotReader, SnapshotWriter, StoreError,
+};
+
+use crate::cluster::{append, timeout};
+use crate::script::Script;
+
+/// Has room, or none.
+#[derive(Clone, Default)]
+struct Narrow {
+    inner: Arc<MemoryStore>,
+    is_full: Arc<AtomicBool>,
+}
+
+#[async_trait]
+impl LogStore for Narrow {
+    fn room(&self) -> Option<Room> {
+        let bytes = if self.is_full.load(Ordering::Relaxed) { 0 } else { 1 << 30 };
+        Some(Room { bytes, max_bytes: 4 << 30, share: 1 << 29 })
+    }
+
+    async fn restore(&self) -> Result<Restored, StoreError> {
+        self.inner.restore().await
+    }
+
+    fn write(&self, write: LogWrite, done: Completion) {
+        self.inner.write(write, done);
+    }
+
+    async fn read(&self, range: Range<u64>, max_bytes: u64) -> Result<Vec<Entry>, ReadFailed> {
+        self.inner.read(range, max_bytes).await
+    }
+
+    async fn stage(&self, name: &SnapshotName) -> Result<Box<dyn SnapshotWriter>, StoreError> {
+        self.inner.stage(name).await
+    }
+
+    fn unstage(&self, identity: u64) {
+        self.inner.unstage(identity);
+    }
+
+    async fn open_snapshot(&self) -> Result<Option<Box<dyn SnapshotReader>>, StoreError> {
+        self.inner.open_snapshot().await
+    }
+}
+
+/// The completion of a write speaks for itself. Where the candidate forgets the entry, the leader
+/// before would count it among those who have it.
+#[tokio::test(start_paused = true)]
+async fn what_a_candidate_forgets_is_not_acknowledged_by_its_write() {
+    for is_full in [false, true] {
+        let store = Narrow::default();
+        let mut script = Script::of_many(Arc::new(store.clone())).await;
+        script.append(5, 1, 0, &["a"]);
+        script.until(|status| status.durable == 1 && status.applied == 1).await;
+        script.store.stall();
+        let (prev_index, prev_term) = (1, 5);
+        let head =
+            AppendHead { term: 5, session: 1, prev_index, prev_term, commit: 1, probe: false };
+        let entry = Entry { term: 5, index: 2, kind: EntryKind::Command, data: append("b") };
+        script.says(Message::Append { head, entries: vec![entry] });
+        timeout(async {
+            while script.store.stalled() == 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+        script.sent_so_far();
+        store.is_full.store(is_full, Ordering::Relaxed);
+        // It looks ten times a second.
+        tokio::time::sleep(Duration::from_millis(110)).await;
+        script.says(Message::TimeoutNow { term: 5 });
+        let status = script.until(|status| status.role == Role::Candidate).await;
+        assert_eq!(status.last, if is_full { 1 } else { 2 });
+        script.store.resume();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let is_ack =
+            |message: &Message| matches!(message, Message::AppendAck(ack) if ack.matched == 2);
+        let acks = script.sent_so_far().iter().filter(|message| is_ack(message)).count();
+        assert_eq!(acks, usize::from(!is_full), "the entry is kept: {}", !is_full);
+    }
+}
