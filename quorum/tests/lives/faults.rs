@@ -11,6 +11,10 @@ pub(super) const JUMP: u64 = 10_000 * MS;
 /// Faults end at this time, in ns.
 pub(super) const CALM: u64 = 30_000 * MS;
 
+/// Nothing of the faults is left at this time, in ns: no link is cut, no clock stands still after a
+/// jump back from the farthest ahead to the farthest behind, and lost disks are rebuilt.
+pub(super) const SETTLED: u64 = CALM + 2 * JUMP + 3_000 * MS;
+
 /// What befalls a cluster between two events, beside its network.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Fault {
@@ -57,6 +61,11 @@ impl<E> Life<E> {
         let ((at, _), event) = self.events.pop_first()?;
         self.now = at;
         Some(event)
+    }
+
+    /// Two lives of one seed have the same.
+    pub(super) fn trace(&mut self) -> (u64, u64, u64) {
+        (self.now, self.next_event, self.rng.next_u64())
     }
 
     /// What happens beside the event: nothing in most cases, and when the faults have ended.

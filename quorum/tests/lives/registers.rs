@@ -422,6 +422,7 @@ fn registers_in_long_lives() {
         if let Err(error) = check::<Kv<u64, u64>>(&Kv::new(), &life.history, 5_000_000) {
             panic!("{error}");
         }
+        life.faults.trace()
     });
     counts.assert_all_reached();
 }

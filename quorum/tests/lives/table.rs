@@ -8,7 +8,7 @@ use voussoir_quorum::table::*;
 use voussoir_quorum::version::{Actor, Dot, DotSource, Siblings, VersionVector};
 use voussoir_sim::Situations;
 
-use super::faults::{CALM, Fault, JUMP, Life, MS};
+use super::faults::{CALM, Fault, JUMP, Life, MS, SETTLED};
 
 static SITUATIONS: [&str; 29] = [
     "a message was lost",
@@ -118,12 +118,19 @@ struct Cluster<'a> {
     is_blind: bool,
     /// The dot of each value, each of which is written once.
     dots: BTreeMap<Bytes, Dot>,
-    answered: usize,
+    /// Operations that ended, or were rejected, when nothing was left of the faults.
+    settled: usize,
     counts: &'a Situations,
 }
 
 fn name(key: u64) -> Bytes {
     Bytes::copy_from_slice(&key.to_be_bytes())
+}
+
+/// One whose pauses are those of the seed.
+fn coordinator(config: &mut TableConfig, faults: &mut Life<Event>) -> Coordinator {
+    config.seed = Some(faults.rng.next_u64());
+    Coordinator::new(config.clone()).unwrap()
 }
 
 fn count_stats(stats: Stats, counts: &Situations) {
@@ -152,14 +159,14 @@ impl<'a> Cluster<'a> {
             writes: Vec::new(),
         };
         let servers = config.replicas.iter().map(|node| server(*node)).collect();
-        let client = |_| Client {
-            coordinator: Coordinator::new(config.clone()).unwrap(),
+        let clients = (0..CLIENTS).map(|_| Client {
+            coordinator: coordinator(&mut config, &mut faults),
             life: 0,
             wake_at: 0,
             running: BTreeMap::new(),
             tokens: vec![BTreeMap::new(); SESSIONS],
-        };
-        let clients = (0..CLIENTS).map(client).collect();
+        });
+        let clients = clients.collect();
         let mut life = Self {
             faults,
             config,
@@ -169,7 +176,7 @@ impl<'a> Cluster<'a> {
             next_value: 0,
             is_blind: seed % 7 == 6,
             dots: BTreeMap::new(),
-            answered: 0,
+            settled: 0,
             counts,
         };
         for client in 0..CLIENTS {
@@ -180,7 +187,8 @@ impl<'a> Cluster<'a> {
     }
 
     fn run(&mut self) {
-        // Ends: sessions begin operations until 1 s after the faults, and each has a deadline.
+        // Ends: sessions begin operations until 1 s after the faults, and another one when nothing
+        // is left of them, and each has a deadline.
         while let Some(event) = self.faults.next_event() {
             self.handle(event);
             match self.faults.fault() {
@@ -235,9 +243,12 @@ impl<'a> Cluster<'a> {
             }
             Event::Wake { .. } => {}
             Event::Begin { client, session } => {
-                if self.faults.now < CALM + 1_000 * MS {
+                let now = self.faults.now;
+                if now < CALM + 1_000 * MS || now == SETTLED {
                     self.begin(client, session);
                     self.pump(client);
+                } else if now < SETTLED {
+                    self.faults.schedule(SETTLED - now, Event::Begin { client, session });
                 }
             }
         }
@@ -344,7 +355,7 @@ impl<'a> Cluster<'a> {
         let client = &mut self.clients[at as usize];
         client.life += 1;
         count_stats(client.coordinator.stats(), self.counts);
-        client.coordinator = Coordinator::new(self.config.clone()).unwrap();
+        client.coordinator = coordinator(&mut self.config, &mut self.faults);
         let ended = std::mem::take(&mut client.running);
         self.counts.add("a client was killed in an operation", ended.len() as u64);
         for running in ended.into_values() {
@@ -384,6 +395,7 @@ impl<'a> Cluster<'a> {
         let Ok(operation) = begun else {
             assert!(matches!(begun, Err(Rejected::Busy { .. })), "{begun:?}");
             self.counts.reached("an operation was rejected as too many");
+            self.settled += usize::from(self.faults.now == SETTLED);
             return self.faults.schedule(20 * MS, Event::Begin { client: at, session });
         };
         let running = Running {
@@ -466,10 +478,13 @@ impl<'a> Cluster<'a> {
                     }
                     other => panic!("{other}"),
                 };
+                let is_due = !matches!(error, OperationError::Behind | OperationError::Refused);
+                assert!(running.began < SETTLED || !is_due, "{error}, and nothing is wrong");
+                self.settled += usize::from(running.began == SETTLED);
                 return self.counts.reached(situation);
             }
         };
-        self.answered += 1;
+        self.settled += usize::from(running.began == SETTLED);
         assert!(state.context().covers(&running.at_least), "behind its session");
         token.entry(running.key).or_default().merge(state.context());
         self.counts.add("a value has siblings", (state.len() > 1).into());
@@ -535,7 +550,8 @@ fn strict_tables_in_long_lives() {
         assert_eq!(config.guarantee(), Guarantee::Monotonic);
         let mut life = Cluster::new(seed, config, &counts);
         life.run();
-        assert!(life.answered > 30, "only {} operations", life.answered);
+        assert_eq!(life.settled, CLIENTS as usize * SESSIONS, "somebody waits for ever");
+        life.faults.trace()
     });
     println!("{counts}");
     assert_eq!(counts.missed(), WEAK, "R + W > N");
@@ -549,10 +565,12 @@ fn weak_tables_in_long_lives_show_every_anomaly() {
     super::lives("weak_tables_in_long_lives_show_every_anomaly", 30, |seed| {
         let (n, level) = *[(3, Level::One), (5, Level::Two)].get(seed as usize % 2).unwrap();
         let repair = [ReadRepair::Off, ReadRepair::Background][seed as usize / 2 % 2];
-        Cluster::new(seed, config(n, level, level, repair), &counts).run();
+        let mut weak = Cluster::new(seed, config(n, level, level, repair), &counts);
+        weak.run();
         let middle = config(3, Level::Quorum, Level::Quorum, repair);
         assert_eq!(middle.guarantee(), Guarantee::Intersecting);
         Cluster::new(seed, middle, &intersecting).run();
+        weak.faults.trace()
     });
     println!("{counts}\n{intersecting}");
     for anomaly in WEAK {
