@@ -1,6 +1,7 @@
 //! Keyed limiters against a model, and at their bounds.
 
 use std::collections::HashMap;
+use std::hash::Hasher;
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -191,13 +192,42 @@ fn a_late_caller_does_not_revive_a_key_that_was_forgotten_since() {
     }
 }
 
+/// All keys are in one shard, and meet.
+#[derive(Default)]
+struct InOneShard(u64);
+
+impl BuildHasher for InOneShard {
+    type Hasher = Self;
+
+    fn build_hasher(&self) -> Self {
+        Self(0)
+    }
+}
+
+impl Hasher for InOneShard {
+    fn write(&mut self, _: &[u8]) {
+        unreachable!("keys are numbers");
+    }
+
+    fn write_u64(&mut self, key: u64) {
+        self.0 = key << 16;
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 /// A single caller whose clock is a year ahead, among callers whose clocks are right.
 #[test]
 fn a_caller_far_ahead_does_not_hold_up_the_keys_of_others() {
     let (second, year) = (1_000_000_000, 365 * 86_400 * 1_000_000_000);
     for quota in [Quota::gcra(1, 10 * SECOND), Quota::sliding_log(1, 10 * SECOND)] {
-        let limiter = keyed(&[quota], 8, WhenFull::Reject);
-        for key in 0..8 {
+        let config =
+            KeyedConfig { max_keys: 8, when_full: WhenFull::Reject, ..KeyedConfig::default() };
+        let clock = Arc::new(At(0));
+        let limiter = Keyed::with_hasher(&[quota], config, clock, InOneShard::default()).unwrap();
+        for key in 0..8_u64 {
             limiter.check_at(&key, second, 1).unwrap();
         }
         // The new key takes the slot of a key that has been idle since 11 s.
