@@ -1,10 +1,11 @@
 //! Nodes as a user runs them.
 
 use std::io::{BufRead, BufReader, Lines, Write};
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use tokio::net::TcpSocket;
 
 struct Node {
     child: Child,
@@ -73,16 +74,24 @@ impl Drop for Node {
     }
 }
 
-fn nodes() -> String {
-    let listeners: Vec<_> = (1..=3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let address = |(id, one): (usize, &TcpListener)| format!("{id}={}", one.local_addr().unwrap());
-    (1..).zip(&listeners).map(address).collect::<Vec<_>>().join(",")
+/// The nodes with their addresses, which nobody else gets while the sockets are held.
+fn nodes() -> (String, Vec<TcpSocket>) {
+    let place = |_| {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        socket
+    };
+    let places: Vec<_> = (1..=3).map(place).collect();
+    let address = |(id, one): (usize, &TcpSocket)| format!("{id}={}", one.local_addr().unwrap());
+    let nodes = (1..).zip(&places).map(address).collect::<Vec<_>>().join(",");
+    (nodes, places)
 }
 
 /// A majority pays, a single node refuses, and what was paid stays paid after a restart of all.
 #[test]
 fn a_majority_pays_and_a_single_node_refuses() {
-    let (folder, nodes) = (tempfile::tempdir().unwrap(), nodes());
+    let (folder, (nodes, _places)) = (tempfile::tempdir().unwrap(), nodes());
     let start = |id, create: &[&str]| Node::start(folder.path(), &nodes, id, create);
     let mut one = start(1, &["--create"]);
     assert!(one.ask("deposit a 500").starts_with("! no majority"), "two of three are not there");
@@ -116,7 +125,7 @@ fn a_majority_pays_and_a_single_node_refuses() {
 fn an_empty_folder_is_refused_without_create() {
     let folder = tempfile::tempdir().unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_account"))
-        .args(["serve", "--id", "1", "--nodes", &nodes(), "--data"])
+        .args(["serve", "--id", "1", "--nodes", &nodes().0, "--data"])
         .arg(folder.path())
         .stdin(Stdio::null())
         .output()

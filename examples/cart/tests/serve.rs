@@ -1,10 +1,11 @@
 //! Nodes as a user runs them.
 
 use std::io::{BufRead, BufReader, Lines, Write};
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
+
+use tokio::net::TcpSocket;
 
 struct Node {
     child: Child,
@@ -16,16 +17,22 @@ struct Node {
 struct Places {
     east: String,
     west: String,
+    /// While they are held nobody else gets the addresses.
+    _held: Vec<TcpSocket>,
 }
 
 impl Places {
     fn new() -> Self {
-        let listen = |_| TcpListener::bind("127.0.0.1:0").unwrap();
-        let listeners: Vec<_> = (1..=6).map(listen).collect();
-        let place =
-            |(id, one): (usize, &TcpListener)| format!("{id}={}", one.local_addr().unwrap());
-        let places: Vec<String> = (1..).zip(&listeners).map(place).collect();
-        Self { east: places[..3].join(","), west: places[3..].join(",") }
+        let hold = |_| {
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.set_reuseaddr(true).unwrap();
+            socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+            socket
+        };
+        let held: Vec<_> = (1..=6).map(hold).collect();
+        let place = |(id, one): (usize, &TcpSocket)| format!("{id}={}", one.local_addr().unwrap());
+        let places: Vec<String> = (1..).zip(&held).map(place).collect();
+        Self { east: places[..3].join(","), west: places[3..].join(","), _held: held }
     }
 }
 

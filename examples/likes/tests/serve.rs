@@ -1,9 +1,10 @@
 //! Nodes as a user runs them.
 
 use std::io::{BufRead, BufReader, Lines, Write};
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use tokio::net::TcpSocket;
 
 struct Node {
     child: Child,
@@ -45,17 +46,25 @@ impl Drop for Node {
     }
 }
 
-fn nodes() -> String {
-    let listeners: Vec<_> = (1..=3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    let address = |(id, one): (usize, &TcpListener)| format!("{id}={}", one.local_addr().unwrap());
-    (1..).zip(&listeners).map(address).collect::<Vec<_>>().join(",")
+/// The nodes with their addresses, which nobody else gets while the sockets are held.
+fn nodes() -> (String, Vec<TcpSocket>) {
+    let place = |_| {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_reuseaddr(true).unwrap();
+        socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        socket
+    };
+    let places: Vec<_> = (1..=3).map(place).collect();
+    let address = |(id, one): (usize, &TcpSocket)| format!("{id}={}", one.local_addr().unwrap());
+    let nodes = (1..).zip(&places).map(address).collect::<Vec<_>>().join(",");
+    (nodes, places)
 }
 
 /// Alone, a node takes likes; what it took is there when it has been started again, and likes that
 /// it takes then are added to it.
 #[test]
 fn a_node_that_is_alone_counts_and_keeps_what_it_counted() {
-    let (folder, nodes) = (tempfile::tempdir().unwrap(), nodes());
+    let (folder, (nodes, _places)) = (tempfile::tempdir().unwrap(), nodes());
     let mut node = Node::start(folder.path(), &nodes, 1, &["--create"]);
     assert_eq!(node.ask("like post"), "= 1");
     assert_eq!(node.ask("like post"), "= 2");
@@ -75,7 +84,7 @@ fn a_node_that_is_alone_counts_and_keeps_what_it_counted() {
 fn an_empty_folder_is_refused_without_create() {
     let folder = tempfile::tempdir().unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_likes"))
-        .args(["serve", "--id", "1", "--nodes", &nodes(), "--data"])
+        .args(["serve", "--id", "1", "--nodes", &nodes().0, "--data"])
         .arg(folder.path())
         .stdin(Stdio::null())
         .output()

@@ -1,11 +1,13 @@
 //! The nodes of both regions, each a process of its own.
 
-use std::net::{SocketAddr, TcpListener};
+use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::net::TcpSocket;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::Mutex;
 
@@ -69,17 +71,21 @@ impl Process {
     }
 }
 
+/// An address for a node. While the socket is held, which does not listen, nobody but who asks for
+/// that address gets it.
+fn place() -> io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+    Ok(socket)
+}
+
 /// The processes of both regions, those of the east first.
 pub(crate) async fn start(folder: &Path) -> Result<Vec<Arc<Process>>, Error> {
-    // The listeners are held together, so that the addresses differ.
-    let listeners: Vec<TcpListener> = EAST
-        .iter()
-        .chain(&WEST)
-        .map(|_| TcpListener::bind("127.0.0.1:0"))
-        .collect::<Result<_, _>>()?;
+    let held: Vec<TcpSocket> =
+        EAST.iter().chain(&WEST).map(|_| place()).collect::<Result<_, _>>()?;
     let addresses: Vec<SocketAddr> =
-        listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
-    drop(listeners);
+        held.iter().map(TcpSocket::local_addr).collect::<Result<_, _>>()?;
     let places = |ids: &[u64], addresses: &[SocketAddr]| {
         let places = ids.iter().zip(addresses).map(|(id, address)| format!("{id}={address}"));
         places.collect::<Vec<_>>().join(",")

@@ -1,11 +1,13 @@
 //! The three nodes, each a process of its own.
 
-use std::net::{SocketAddr, TcpListener};
+use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Arc;
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::net::TcpSocket;
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::sync::Mutex;
 
@@ -60,13 +62,19 @@ impl Process {
     }
 }
 
+/// An address for a node. While the socket is held, which does not listen, nobody but who asks for
+/// that address gets it.
+fn place() -> io::Result<TcpSocket> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(SocketAddr::from(([127, 0, 0, 1], 0)))?;
+    Ok(socket)
+}
+
 pub(crate) async fn start(ids: &[u64], folder: &Path) -> Result<Vec<Arc<Process>>, Error> {
-    // The listeners are held together, so that the addresses differ.
-    let listeners: Vec<TcpListener> =
-        ids.iter().map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
+    let places: Vec<TcpSocket> = ids.iter().map(|_| place()).collect::<Result<_, _>>()?;
     let addresses: Vec<SocketAddr> =
-        listeners.iter().map(TcpListener::local_addr).collect::<Result<_, _>>()?;
-    drop(listeners);
+        places.iter().map(TcpSocket::local_addr).collect::<Result<_, _>>()?;
     let nodes = ids.iter().zip(addresses).map(|(id, address)| format!("{id}={address}"));
     let nodes = nodes.collect::<Vec<_>>().join(",");
     let mut processes = Vec::new();
