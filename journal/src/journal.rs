@@ -278,6 +278,14 @@ impl Journal {
         engine.config.segment_bytes * free as u64
     }
 
+    /// Asks for segments that are pinned by little to be rewritten now, although fewer than three
+    /// quarters are in use: for whoever needs more than [`room_bytes`](Self::room_bytes), and tries
+    /// again later. Does not wait. What it finds no victims for stays as it is, and so does a
+    /// journal with [`Config::rewrite_bytes_per_second`] of 0.
+    pub fn make_room(&self) {
+        self.engine().space.ask_for_victims();
+    }
+
     /// [`Config::max_bytes`] and [`Config::segment_bytes`] with which the journal was opened.
     pub fn limits(&self) -> (u64, u64) {
         (self.engine().config.max_bytes, self.engine().config.segment_bytes)

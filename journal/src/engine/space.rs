@@ -91,6 +91,8 @@ struct Inner {
     retries: u64,
     /// Victims are to be looked for: what is in full segments has changed since the last time.
     victims_due: bool,
+    /// They are to be looked for although fewer segments than `rewrite_mark` are pinned.
+    victims_asked: bool,
     /// Victims were found, and there was no segment to move batches to.
     target_missing: bool,
     /// The last attempt to open such a segment failed, which may pass without any other event.
@@ -123,9 +125,11 @@ impl Inner {
     /// Whether batches are to be moved, or victims to be looked for.
     fn wants_rewriting(&self) -> bool {
         let pinned = || self.sealed.values().filter(|segment| segment.pinned()).count();
-        self.rewriting
-            || self.victims_due
-                && (self.stuck || pinned() + self.spares.len() + 1 >= self.rewrite_mark)
+        let is_time = || {
+            let is_wanted = self.stuck || self.victims_asked;
+            is_wanted || pinned() + self.spares.len() + 1 >= self.rewrite_mark
+        };
+        self.rewriting || self.victims_due && is_time()
     }
 
     /// Whether preparing fails for a reason that may go away by itself (the disk was full).
@@ -206,6 +210,7 @@ impl Space {
             last_try: 0,
             retries: 0,
             victims_due: config.rewrite_bytes_per_second > 0,
+            victims_asked: false,
             target_missing: false,
             target_refused: false,
             rewriting: false,

@@ -101,6 +101,40 @@ pub(crate) fn finish_round(journal: &Journal) {
     panic!("the round does not end: {:?}", journal.stats());
 }
 
+/// Whoever needs more room than there is does not wait until three quarters are in use.
+#[test]
+fn segments_are_rewritten_early_where_room_is_asked_for() {
+    let works = |journal: &Journal| {
+        // Ends: there is no more to do.
+        while journal.work(0) != Work::Idle {}
+        journal.stats().segments_rewritten
+    };
+    let files = Arc::new(MemoryFiles::new());
+    let journal = open(files);
+    for _ in 0..3 {
+        append_cold(&journal);
+        fill_segment(&journal, false);
+    }
+    let before = journal.room_bytes();
+    assert_eq!(works(&journal), 0, "there is room");
+    journal.make_room();
+    assert!(works(&journal) >= 2);
+    assert!(journal.room_bytes() > before, "{before}");
+    fits(&journal, 3);
+    // Asked for in vain, it ends.
+    journal.make_room();
+    works(&journal);
+    let mut never = config();
+    never.rewrite_bytes_per_second = 0;
+    let journal = Journal::open_with(Arc::new(MemoryFiles::new()), never).unwrap();
+    for _ in 0..3 {
+        append_cold(&journal);
+        fill_segment(&journal, false);
+    }
+    journal.make_room();
+    assert_eq!(works(&journal), 0);
+}
+
 #[test]
 fn space_comes_back_although_one_log_never_releases() {
     for work in [true, false] {

@@ -52,9 +52,21 @@ impl Space {
         }
     }
 
+    /// Somebody needs more room than there is.
+    pub(crate) fn ask_for_victims(&self) {
+        let mut inner = self.inner.lock();
+        if inner.rewrites() && !inner.rewriting {
+            (inner.victims_due, inner.victims_asked) = (true, true);
+            drop(inner);
+            self.changed.notify_all();
+        }
+    }
+
     /// Whether victims have to be looked for; they are from now on.
     pub(crate) fn take_victims_due(&self) -> bool {
-        std::mem::take(&mut self.inner.lock().victims_due)
+        let mut inner = self.inner.lock();
+        inner.victims_asked = false;
+        std::mem::take(&mut inner.victims_due)
     }
 
     /// Whether appends wait for what a round frees.
