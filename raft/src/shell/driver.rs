@@ -22,7 +22,7 @@ use super::applier::{Job, Machine};
 use super::error::{ChangeError, Doubt, ProposeError, ReadError, StopReason};
 use super::pending::{ChangeReply, Proposal, Proposals, Reads};
 use super::progress::{CommitIndex, FollowersView, Freshness};
-use super::receive_snapshot::{Staging, give_up_covered};
+use super::receive_snapshot::{Staging, give_up};
 use super::room::RoomWatch;
 use super::send_snapshot;
 use super::shared::{Answer, Event, Shared, count, count_alone};
@@ -219,7 +219,8 @@ impl Driver {
         let commit = self.core.commit();
         self.shared.term.store(self.core.hard_state().term, Ordering::Release);
         self.shared.commit.store(commit, Ordering::Release);
-        give_up_covered(&self.staging, &self.shared, commit);
+        let leader = self.core.leader().filter(|_| self.core.is_short_of_room());
+        give_up(&self.staging, &self.shared, commit, leader);
         // Before anything is sent: whoever rests because of it must hear when that is over.
         if let Some((seat, shown)) = &mut self.seat {
             seat.show(shown, &self.core);

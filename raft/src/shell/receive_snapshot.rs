@@ -66,14 +66,22 @@ impl NodeInbox {
 }
 
 /// Gives the snapshot up that is coming in, where the log has come as far without it: what has
-/// arrived would stay on the disk until the next one. Does not wait for a part that is being
-/// stored: to be called in each turn.
-pub(crate) fn give_up_covered(staging: &Staging, shared: &Shared, commit: u64) {
-    if shared.staged.load(Ordering::Acquire) <= commit
+/// arrived would stay on the disk until the next one. Where the room is short and `leader` leads,
+/// one of somebody else is given up too: nobody sends the rest, and what has arrived takes the room
+/// of the entries that come in its place. Does not wait for a part that is being stored: to be
+/// called in each turn.
+pub(crate) fn give_up(staging: &Staging, shared: &Shared, commit: u64, leader: Option<u64>) {
+    let staged = shared.staged.load(Ordering::Acquire);
+    if (staged <= commit || leader.is_some() && staged != NEVER)
         && let Some(Ok(mut incoming)) = staging.get().map(|parts| parts.incoming.try_lock())
     {
-        shared.staged.store(NEVER, Ordering::Release);
-        *incoming = None;
+        // Of a later term: the driver has not heard of that leader yet.
+        let term = shared.term.load(Ordering::Acquire);
+        let goes_on = |it: &Incoming| Some(it.from) == leader || it.term > term;
+        if staged <= commit || !incoming.as_ref().is_some_and(goes_on) {
+            shared.staged.store(NEVER, Ordering::Release);
+            *incoming = None;
+        }
     }
 }
 
