@@ -176,6 +176,45 @@ async fn while_a_write_waits_there_is_no_room_for_entries() {
     assert!(world.store.room().unwrap().bytes > 0);
 }
 
+/// Fewer than three quarters of the journal are in use, and what counts is strewn over segments
+/// that hold little else.
+#[tokio::test(start_paused = true)]
+async fn strewn_segments_are_rewritten_for_a_write_that_waits() {
+    let world = World::new();
+    world.append(1);
+    world.work().await;
+    let meta = SnapshotMeta { index: 1, term: 1, ..SnapshotMeta::default() };
+    let name = SnapshotName { meta, identity: 7 };
+    let staged = world.beside(async {
+        let mut writer = world.store.stage(&name).await.unwrap();
+        for _ in 0..20 {
+            writer.append(vec![7; 64 << 10].into()).await.unwrap();
+        }
+        writer.finish().await
+    });
+    staged.await.unwrap();
+    world.write(2, LogWrite { snapshot: Some(name), release: Some(2), ..LogWrite::default() });
+    world.work().await;
+    let cold = world.journal.log("cold", 1).unwrap();
+    for _ in 0..4 {
+        world.journal.commit_blocking(Commit::new().append(&cold, ["little"])).unwrap();
+        let room = world.journal.room_bytes();
+        while world.journal.room_bytes() == room {
+            world.append_other().unwrap();
+        }
+    }
+    world.release_other();
+    world.work().await;
+    assert_eq!(world.journal.stats().segments_rewritten, 0, "nobody needs it");
+    let data = Bytes::from(vec![7; ENTRY]);
+    let entry = |index| Entry { term: 1, index, kind: EntryKind::Command, data: data.clone() };
+    world.write(3, LogWrite { entries: vec![entry(2), entry(3)], ..LogWrite::default() });
+    assert_eq!(world.store.room().unwrap().bytes, 0, "it waits: its next snapshot takes more");
+    world.work().await;
+    assert_eq!(world.durable(), [1, 2, 3]);
+    assert!(world.journal.stats().segments_rewritten >= 2);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_release_goes_before_the_entries_beside_it() {
     let world = World::new();

@@ -73,8 +73,6 @@ struct Queue {
     landed: u64,
     /// All of `flying` append entries.
     in_order: bool,
-    /// The journal had no room for the first of `backlog`.
-    is_short: bool,
     /// How often that was tried again in vain.
     tries: u32,
     /// A task is about to try that again.
@@ -222,7 +220,6 @@ impl Pipeline {
             flying: VecDeque::new(),
             landed: 0,
             in_order: true,
-            is_short: false,
             tries: 0,
             retries: false,
             runtime: None,
@@ -241,12 +238,7 @@ impl Pipeline {
     /// index `covered`, while so many bytes of the next one are stored.
     pub(super) fn room(&self, covered: u64, snapshot: u64, staged: Option<u64>) -> Room {
         let mut queue = self.queue.lock();
-        let mut room = queue.account.room(&self.journal, covered, snapshot, staged);
-        if queue.is_short {
-            // Whatever the limits say: the disk may be full, or the log over a quota.
-            room.bytes = 0;
-        }
-        room
+        queue.account.room(&self.journal, covered, snapshot, staged)
     }
 
     /// The log that entries are written to.
@@ -389,7 +381,7 @@ impl Pipeline {
         while !is_settled.load(Ordering::Acquire) {
             let told = {
                 let mut queue = self.queue.lock();
-                let waits = queue.is_short && queue.flying.is_empty();
+                let waits = queue.account.is_waiting() && queue.flying.is_empty();
                 if waits { queue.fail(&StoreError::Abandoned) } else { Vec::new() }
             };
             self.tell((told, None));
@@ -533,6 +525,8 @@ impl Pipeline {
             let mut queue = self.queue.lock();
             queue.retries = false;
             queue.tries += 1;
+            // What counts may be strewn over segments that hold little else.
+            self.journal.make_room();
             let told = if queue.failed.is_none() { self.pump(&mut queue) } else { Vec::new() };
             (told, queue.take_retry())
         };
@@ -700,7 +694,7 @@ impl Queue {
 
     /// The journal has no room for the first of `backlog`.
     fn note_shortage(&mut self, why: &dyn fmt::Display) {
-        if !std::mem::replace(&mut self.is_short, true) {
+        if !self.account.set_waiting(true) {
             let Identity { node, group, .. } = self.stored.identity;
             tracing::warn!(
                 target: "voussoir::raft", node, group, %why,
@@ -710,7 +704,7 @@ impl Queue {
     }
 
     fn note_room(&mut self) {
-        if std::mem::take(&mut self.is_short) {
+        if self.account.set_waiting(false) {
             self.tries = 0;
             let Identity { node, group, .. } = self.stored.identity;
             tracing::info!(target: "voussoir::raft", node, group, "there is room for writes again");
@@ -719,7 +713,8 @@ impl Queue {
 
     /// Where to try again what the journal had no room for, unless a task is about to.
     fn take_retry(&mut self) -> Option<Handle> {
-        let waits = self.is_short && self.flying.is_empty() && !self.backlog.is_empty();
+        let is_waiting = self.account.is_waiting();
+        let waits = is_waiting && self.flying.is_empty() && !self.backlog.is_empty();
         let runtime = self.runtime.clone().filter(|_| waits && !self.retries)?;
         self.retries = true;
         Some(runtime)
@@ -750,6 +745,7 @@ impl Queue {
         let error = self.failed.get_or_insert_with(|| error.clone()).clone();
         self.landed += self.flying.len() as u64;
         self.account.landed(u64::MAX);
+        self.account.set_waiting(false);
         let flying = self.flying.drain(..).map(|flight| flight.step);
         let result = Err(error);
         let mut told = Vec::new();

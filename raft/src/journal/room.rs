@@ -42,6 +42,8 @@ struct Sums {
     flying: u64,
     /// Groups that take a snapshot to make room. Invariant: those accounts that are `large`.
     large: u64,
+    /// Groups with a write that waits for room. Invariant: those accounts that are `waiting`.
+    waiting: u64,
 }
 
 impl Sums {
@@ -98,14 +100,17 @@ pub(super) struct Account {
     need: u64,
     /// As `ledger` has it.
     large: bool,
+    /// As `ledger` has it.
+    waiting: bool,
 }
 
 impl Account {
     /// Of a group with a snapshot of so many bytes, whose log ends before `end` and has `log`.
     pub(super) fn new(ledger: Arc<Ledger>, snapshot: u64, end: u64, log: u64) -> Self {
         let pieces = VecDeque::from([(end, log)]);
-        let (staged, flying, need, large) = (None, 0, 0, false);
-        let mut account = Self { ledger, pieces, log, snapshot, staged, flying, need, large };
+        let (staged, flying, need, large, waiting) = (None, 0, 0, false, false);
+        let mut account =
+            Self { ledger, pieces, log, snapshot, staged, flying, need, large, waiting };
         account.enter();
         account
     }
@@ -234,9 +239,31 @@ impl Account {
         self.release(covered);
         (self.snapshot, self.staged) = (snapshot, staged);
         let sums = self.enter();
-        let bytes = sums.free(journal, spare(journal)) / 2;
-        let share = (bytes / sums.large.max(1)).max(SMALL_LOG);
+        // Whatever the limits say: the disk may be full, or the log over a quota.
+        let free = if self.waiting { 0 } else { sums.free(journal, spare(journal)) };
+        let bytes = free / 2;
+        // What others hold for the snapshots of their logs may be all that a write waits for. A log
+        // weighs at least half of what it takes.
+        let share = match sums.waiting {
+            0 => (bytes / sums.large.max(1)).max(SMALL_LOG),
+            _ => SMALL_LOG / 2,
+        };
         Room { bytes, max_bytes: journal.limits().0, share }
+    }
+
+    /// Whether a write of the group waits for room.
+    pub(super) fn is_waiting(&self) -> bool {
+        self.waiting
+    }
+
+    /// Says whether a write of the group waits for room. Returns whether it did so before.
+    pub(super) fn set_waiting(&mut self, waiting: bool) -> bool {
+        let before = std::mem::replace(&mut self.waiting, waiting);
+        if before != waiting {
+            let mut sums = self.ledger.sums.lock();
+            sums.waiting = sums.waiting - u64::from(before) + u64::from(waiting);
+        }
+        before
     }
 }
 
@@ -246,6 +273,7 @@ impl Drop for Account {
         sums.needs -= self.need;
         sums.flying -= self.flying;
         sums.large -= u64::from(self.large);
+        sums.waiting -= u64::from(self.waiting);
     }
 }
 
@@ -341,6 +369,27 @@ mod tests {
         assert!(!small.admit_snapshot(&journal));
         assert_eq!(small.need, 0);
         assert!(large.admit_snapshot(&journal), "that one is reckoned with");
+    }
+
+    /// A log that asks for no snapshot by itself may hold what a write of another group waits for.
+    #[test]
+    fn others_take_snapshots_while_a_write_waits() {
+        let journal = journal(40);
+        let (mut one, mut other) = (account(&journal), account(&journal));
+        assert!(one.admit(&journal, 2, SMALL_LOG, false));
+        one.landed(SMALL_LOG);
+        let before = one.room(&journal, 0, 0, None);
+        assert!(before.share > SMALL_LOG);
+        assert!(!other.set_waiting(true));
+        assert_eq!(other.room(&journal, 0, 0, None).bytes, 0);
+        let during = one.room(&journal, 0, 0, None);
+        // Half, because that much of what it takes may be unused.
+        assert_eq!((during.share, during.bytes), (SMALL_LOG / 2, before.bytes));
+        assert!(other.set_waiting(false));
+        assert_eq!(one.room(&journal, 0, 0, None), before);
+        other.set_waiting(true);
+        drop(other);
+        assert_eq!(one.room(&journal, 0, 0, None), before);
     }
 
     #[test]

@@ -36,7 +36,8 @@ impl RoomWatch {
         }
         let wait = match core.log_bytes() {
             0 => return None,
-            bytes if bytes < SMALL_LOG => AT_REST_WHEN_SMALL,
+            // With less it is not asked for a snapshot because others wait.
+            bytes if bytes < SMALL_LOG / 2 => AT_REST_WHEN_SMALL,
             _ => self.at_rest(),
         };
         Some(asked_at.saturating_add(wait))

@@ -34,7 +34,7 @@ impl Queue {
     /// What cuts entries that wait for room, or takes their place, does not wait behind them: such
     /// as a snapshot that a follower gets because it has no room.
     pub(super) fn drop_overtaken(&mut self) {
-        if !self.is_short || !self.flying.is_empty() {
+        if !self.account.is_waiting() || !self.flying.is_empty() {
             return;
         }
         // The last one overtakes the most.
@@ -88,7 +88,7 @@ impl Queue {
     /// covers goes with it, as far as nothing that waits cuts or appends it. It may be of a later
     /// term than the disk knows, so the latest term and vote go with it too.
     pub(super) fn prefer_snapshot(&mut self) {
-        if !self.is_short || !self.flying.is_empty() {
+        if !self.account.is_waiting() || !self.flying.is_empty() {
             return;
         }
         let Some(at) = self.backlog.iter().position(|step| step.adopts.is_some()) else { return };
