@@ -13,7 +13,7 @@ use voussoir_raft::memory::{MemoryStore, Network, NetworkNode};
 use voussoir_raft::testing::FaultyStore;
 use voussoir_raft::{
     AttachError, Chunks, Command, Completion, Config, Entry, Inbox, LogStore, LogWrite,
-    MachineError, Membership, Message, Node, NodeConfig, Raft, ReadFailed, Restored, Role,
+    MachineError, Membership, Message, Node, NodeConfig, Raft, ReadFailed, Restored, Role, Room,
     SendError, SnapshotAnswer, SnapshotName, SnapshotPart, SnapshotReader, SnapshotWriter,
     StartError, StateMachine, Status, StoreError, Transport, WholeSnapshot, async_trait,
 };
@@ -60,6 +60,8 @@ pub(crate) struct Features {
     pub(crate) is_small: bool,
     /// Each write takes its time.
     pub(crate) is_slow: bool,
+    /// Disks have no room at times.
+    pub(crate) is_narrow: bool,
 }
 
 impl Features {
@@ -69,7 +71,7 @@ impl Features {
     }
 
     /// Whether a leader may be missed without a fault: heartbeats come late by as much as elections
-    /// wait, or find no room.
+    /// wait, or find no room in the inbox.
     pub(crate) fn moves_leaders(self) -> bool {
         self.is_long || self.is_small
     }
@@ -94,6 +96,8 @@ pub(crate) struct Faults {
     pub(crate) muffled: Mutex<Option<(u64, u64, u64)>>,
     /// The node whose transport panics at a message of the nodes; 0: none.
     pub(crate) panics_at: AtomicU64,
+    /// The nodes whose disks have no room, a bit each.
+    pub(crate) full: AtomicU64,
     /// The lives that the nodes have named.
     pub(crate) lives: Mutex<BTreeMap<u64, u64>>,
     delay_ms: Option<(u64, u64)>,
@@ -108,46 +112,56 @@ impl Faults {
     }
 }
 
-/// A disk that carries out what it has held back, one write after the other, each after a time of
-/// its own.
-#[derive(Clone)]
-struct Slow {
-    disk: FaultyStore,
+/// The disk of a node, for one of its groups.
+struct Disk {
+    id: u64,
+    store: FaultyStore,
+    features: Features,
     faults: Arc<Faults>,
 }
 
 #[async_trait]
-impl LogStore for Slow {
-    async fn restore(&self) -> Result<Restored, StoreError> {
-        self.disk.carry_out(usize::MAX);
-        self.disk.restore().await
+impl LogStore for Disk {
+    fn room(&self) -> Option<Room> {
+        let is_full = self.faults.full.load(Ordering::Relaxed) >> self.id & 1 == 1;
+        let bytes = if is_full { 0 } else { 1 << 20 };
+        self.features.is_narrow.then_some(Room { bytes, max_bytes: 4 << 20, share: 256 << 10 })
     }
 
+    async fn restore(&self) -> Result<Restored, StoreError> {
+        self.store.carry_out(usize::MAX);
+        self.store.restore().await
+    }
+
+    /// Where that takes time, writes are held back and carried out one after the other.
     fn write(&self, write: LogWrite, done: Completion) {
-        self.disk.stall();
-        self.disk.write(write, done);
+        if !self.features.is_slow {
+            return self.store.write(write, done);
+        }
+        self.store.stall();
+        self.store.write(write, done);
         let delay = Duration::from_millis(self.faults.rng.lock().between(0, 12));
-        let disk = self.disk.clone();
+        let store = self.store.clone();
         tokio::spawn(async move {
             sleep(delay).await;
-            disk.carry_out(1);
+            store.carry_out(1);
         });
     }
 
     async fn read(&self, range: Range<u64>, max_bytes: u64) -> Result<Vec<Entry>, ReadFailed> {
-        self.disk.read(range, max_bytes).await
+        self.store.read(range, max_bytes).await
     }
 
     async fn stage(&self, name: &SnapshotName) -> Result<Box<dyn SnapshotWriter>, StoreError> {
-        self.disk.stage(name).await
+        self.store.stage(name).await
     }
 
     fn unstage(&self, identity: u64) {
-        self.disk.unstage(identity);
+        self.store.unstage(identity);
     }
 
     async fn open_snapshot(&self) -> Result<Option<Box<dyn SnapshotReader>>, StoreError> {
-        self.disk.open_snapshot().await
+        self.store.open_snapshot().await
     }
 }
 
@@ -258,6 +272,7 @@ impl Hosts {
             loss_ppm: AtomicU32::new(0),
             muffled: Mutex::default(),
             panics_at: AtomicU64::new(0),
+            full: AtomicU64::new(0),
             lives: Mutex::default(),
             delay_ms: features.delay_ms(),
             rng: Mutex::new(Rng::stream(seed, 2)),
@@ -301,14 +316,15 @@ impl Hosts {
 
     pub(crate) async fn start_group(&mut self, id: u64, group: &Group) -> Result<Raft, StartError> {
         let new = || FaultyStore::new(Arc::new(MemoryStore::new()));
-        let disk = self.stores.entry((id, group.id)).or_insert_with(new).clone();
+        let store = self.stores.entry((id, group.id)).or_insert_with(new).clone();
         let mut config = Config::new(id, group.voters);
         if !group.voters.contains(&id) {
             config = Config::joining(id);
         }
         (config.group, config.dynamic) = (group.id, true);
         config.seed = Some(self.seed.wrapping_mul(97) + group.id * 11 + id);
-        let Features { leases, is_awake, is_small, is_slow, .. } = self.features;
+        let (features, faults) = (self.features, Arc::clone(&self.faults));
+        let Features { leases, is_awake, is_small, .. } = features;
         config.quiesce_after = (!is_awake).then_some(Duration::from_millis(200));
         config.max_clock_drift_ppm = leases.then_some(10_000);
         if is_small {
@@ -317,9 +333,7 @@ impl Hosts {
         let count = Arc::new(AtomicU64::new(0));
         self.counts.insert((id, group.id), Arc::clone(&count));
         let machine = Box::new(Counter(count));
-        let faults = Arc::clone(&self.faults);
-        let store: Arc<dyn LogStore> =
-            if is_slow { Arc::new(Slow { disk, faults }) } else { Arc::new(disk) };
+        let store = Arc::new(Disk { id, store, features, faults });
         let raft = self.nodes[&id].start_group(config, store, machine).await?;
         self.lives.push(raft.clone());
         Ok(raft)

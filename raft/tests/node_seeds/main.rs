@@ -27,7 +27,7 @@ static GROUPS: [Group; 3] = [
 ];
 
 /// What the seeds have to reach.
-static SITUATIONS: [&str; 12] = [
+static SITUATIONS: [&str; 14] = [
     "leader stopped at rest while its node lives",
     "leader stopped at rest, and its word is lost",
     "follower stopped at rest",
@@ -39,6 +39,8 @@ static SITUATIONS: [&str; 12] = [
     "node cut off while it leads at rest",
     "a group works while another one rests under the same leader",
     "messages are lost",
+    "a leader has no room",
+    "a proposal rejected for want of room",
     "read asked of a member at rest",
 ];
 
@@ -65,9 +67,9 @@ static TOGETHER: [&str; 16] = [
 
 /// The features of a seed.
 fn features(seed: u64) -> Features {
-    let [leases, is_awake, is_long, is_small, is_slow] =
-        [0, 1, 2, 3, 4].map(|bit| seed >> bit & 1 == 1);
-    Features { leases, is_awake, is_long, is_small, is_slow }
+    let [leases, is_awake, is_long, is_small, is_slow, is_narrow] =
+        [0, 1, 2, 3, 4, 5].map(|bit| seed >> bit & 1 == 1);
+    Features { leases, is_awake, is_long, is_small, is_slow, is_narrow }
 }
 
 fn run(seed: u64, situations: &[Situations; 2]) -> Result<Report, Failure> {
@@ -157,6 +159,7 @@ async fn settles(
 async fn judge(hosts: &mut Hosts, troubles: &Troubles<'_>) -> Result<(), String> {
     hosts.network.heal();
     hosts.faults.loss_ppm.store(0, Ordering::Relaxed);
+    hosts.faults.full.store(0, Ordering::Relaxed);
     // First without those that do not run: they would wake the others.
     sleep(Duration::from_secs(5)).await;
     settles(hosts, check_rest).await?;

@@ -48,7 +48,7 @@ impl<'a> Troubles<'a> {
     }
 
     pub(crate) async fn one(&mut self, hosts: &mut Hosts, rng: &mut Rng) {
-        match rng.below(12) {
+        match rng.below(13) {
             0..=2 => self.propose(hosts, rng).await,
             3 => self.read(hosts, rng).await,
             4..=5 => self.stop(hosts, rng).await,
@@ -62,7 +62,18 @@ impl<'a> Troubles<'a> {
                     self.situations.reached("messages are lost");
                 }
             }
+            11 => self.fill_or_free(hosts, rng),
             _ => self.restart(hosts, rng).await,
+        }
+    }
+
+    /// The disk of a node has room no more, or again.
+    fn fill_or_free(&self, hosts: &Hosts, rng: &mut Rng) {
+        let Some((id, _)) = at_rest(hosts, rng).or_else(|| replica(hosts, rng)) else { return };
+        let full = hosts.faults.full.fetch_xor(1 << id, Ordering::Relaxed) ^ 1 << id;
+        let leads = hosts.groups.iter().any(|group| hosts.leader(group.id) == Some(id));
+        if hosts.features.is_narrow && leads && full >> id & 1 == 1 {
+            self.situations.reached("a leader has no room");
         }
     }
 
@@ -76,6 +87,9 @@ impl<'a> Troubles<'a> {
         *self.proposed.entry(group).or_default() += 1;
         let answer = raft.propose(Bytes::from_static(b"x"));
         let answer = timeout(hosts.features.patience(500), answer).await;
+        if matches!(answer, Ok(Err(ProposeError::Busy))) {
+            self.situations.reached("a proposal rejected for want of room");
+        }
         let Some(number) = answer.ok().and_then(|answer| number(&answer)) else { return };
         assert!(self.told.entry(group).or_default().insert(number), "{number} was said twice");
         if rests_beside {

@@ -319,6 +319,20 @@ impl<'a> Life<'a> {
         Ok(())
     }
 
+    /// What the journals hold, for whoever looks for what is wrong.
+    fn journals(&self) -> String {
+        let mut lines = Vec::new();
+        for (id, host) in (1..).zip(&self.hosts) {
+            let Some(journal) = &host.journal else { continue };
+            lines.push(format!("node {id}: {:?}", journal.stats()));
+            lines.extend(journal.logs().iter().map(|log| format!("  {log:?}")));
+        }
+        for (raft, _) in self.seen.replicas.lock().values().flatten() {
+            lines.push(format!("{:?}\n  {:?}", *raft.status().borrow(), raft.stats()));
+        }
+        lines.join("\n")
+    }
+
     /// What came of the life, beside what was reached on the way. `least`: of the budget.
     fn reached(&self, written: &BTreeMap<(u64, u64), Written>, least: u64) {
         let shape = &self.shape;
@@ -391,7 +405,11 @@ async fn live(seed: u64, situations: &Situations) -> Result<Report, String> {
         let pause = sleep(Duration::from_millis(rng.scaled(10, 2000)));
         tokio::select! {
             ended = clients.join_next() => match ended {
-                Some(ended) => written.extend(ended.expect("no client panics").map_err(named)?),
+                Some(ended) => {
+                    let ended = ended.expect("no client panics");
+                    let told = |error| named(format!("{error}\n{}", life.journals()));
+                    written.extend(ended.map_err(told)?);
+                }
                 None => break,
             },
             () = pause, if troubles > 0 => {
