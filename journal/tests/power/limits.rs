@@ -95,6 +95,23 @@ fn appends_resume_by_themselves_in_a_journal_with_threads() {
     journal.close().unwrap();
 }
 
+/// As somebody does who waits for room.
+#[test]
+fn a_full_disk_is_tried_again_however_often_room_is_asked_for() {
+    let disk = nearly_full();
+    let journal = Journal::open_with(disk.mount(), threads()).unwrap();
+    let log = journal.log("t", 1).unwrap();
+    fill(&journal, &log);
+    disk.set_capacity(None);
+    let began = Instant::now();
+    while let Err(error) = append(&journal, &log, 900) {
+        assert!(error.is_retryable() && began.elapsed() < Duration::from_secs(20), "{error}");
+        journal.make_room();
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    journal.close().unwrap();
+}
+
 fn threads() -> Config {
     let mut config = Config::default();
     config.segment_bytes = 64 << 10;

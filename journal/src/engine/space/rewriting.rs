@@ -52,10 +52,11 @@ impl Space {
         }
     }
 
-    /// Somebody needs more room than there is.
+    /// Somebody needs more room than there is. Where no spare can be prepared victims are looked
+    /// for anyway, and who asked again and again would keep a full disk from being tried again.
     pub(crate) fn ask_for_victims(&self) {
         let mut inner = self.inner.lock();
-        if inner.rewrites() && !inner.rewriting {
+        if inner.rewrites() && !inner.rewriting && !inner.stuck {
             (inner.victims_due, inner.victims_asked) = (true, true);
             drop(inner);
             self.changed.notify_all();
