@@ -539,3 +539,34 @@ async fn entries_that_have_waited_for_long_take_the_spare_segments() {
     let last = told(&all, index as usize).await.pop();
     assert_eq!(last, Some((index, Ok(()))));
 }
+
+/// A state record replaces the one before, so an older one must not come behind it.
+#[tokio::test]
+async fn what_is_overtaken_brings_no_older_vote_back() {
+    let (journal, store, _, all) = short_of_room(1).await;
+    let voted = HardState { term: 3, vote: Some(1) };
+    store.write(LogWrite { hard_state: Some(voted), ..LogWrite::default() }, tell(&all, 3));
+    let entries = vec![command(3, 0)];
+    let write = LogWrite { truncate_from: Some(3), entries, ..LogWrite::default() };
+    store.write(write, tell(&all, 4));
+    give_back(&journal).await;
+    assert_eq!(told(&all, 4).await.last(), Some(&(4, Ok(()))));
+    drop(store);
+    let restored = JournalStore::open(&journal, IDENTITY).unwrap().restore().await.unwrap();
+    assert_eq!(restored.hard_state(), voted);
+}
+
+/// Who hears that a write is durable takes all before it for durable too.
+#[tokio::test]
+async fn a_vote_that_is_overtaken_is_durable_before_a_later_write() {
+    let (journal, store, _, all) = short_of_room(1).await;
+    store.write(LogWrite { release: Some(2), ..LogWrite::default() }, tell(&all, 3));
+    let entries = vec![command(3, 90_000), command(4, 90_000)];
+    let write = LogWrite { truncate_from: Some(3), entries, ..LogWrite::default() };
+    store.write(write, tell(&all, 4));
+    assert_eq!(told(&all, 1).await, [(3, Ok(()))]);
+    let state = journal.log("raft.state", IDENTITY.group).unwrap();
+    let state = super::state::read(&state, IDENTITY).unwrap().unwrap();
+    assert_eq!(state.hard_state.term, 2);
+    give_back(&journal).await;
+}

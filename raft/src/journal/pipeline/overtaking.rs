@@ -50,7 +50,9 @@ impl Queue {
     }
 
     /// Takes those that move the end of the log out of the first `count` steps of the backlog. The
-    /// one at place `at` stands for what else they say.
+    /// one at place `at` stands for what else they say. What they say of the state goes with the
+    /// next step that stays, or a later one is durable before a vote of an earlier one; and never
+    /// behind a later state, which has it already.
     fn drop_first(&mut self, count: usize, at: usize) {
         let later = self.backlog.split_off(count);
         let (mut overtaken, mut state, mut waits) = (Vec::new(), None, false);
@@ -63,7 +65,8 @@ impl Queue {
                 overtaken.extend(step.overtaken.into_iter().chain(step.done));
                 state = step.state.or(state);
             } else {
-                self.backlog.push_back(step);
+                let state = state.take();
+                self.backlog.push_back(Step { state: step.state.or(state), ..step });
             }
             waits &= !is_last;
         }
