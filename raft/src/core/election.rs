@@ -93,7 +93,9 @@ impl Core {
             self.look_for_leader();
             return;
         }
-        let disk_silent = self.storage.silent_since().map_or(0, |at| self.now.saturating_sub(at));
+        // A write that waits for room is no sign of a disk that hangs.
+        let silent = self.storage.silent_since().filter(|_| !self.is_short_of_room());
+        let disk_silent = silent.map_or(0, |at| self.now.saturating_sub(at));
         let disk_stalled = disk_silent >= self.timing.disk_stall;
         if self.storage.hard_pending().is_some() {
             // A further term would only queue behind the write of this one.
@@ -253,7 +255,10 @@ impl Core {
 
     pub(super) fn on_pre_vote(&mut self, from: u64, question: VoteRequest) {
         let is_free = question.term > self.term && !self.is_led() && !self.is_recovering();
-        let granted = is_free && self.is_up_to_date(&question);
+        // What the vote itself would forget does not count.
+        let last = self.last_kept_by_a_vote();
+        let own = (self.log.term_at(last).unwrap_or(self.log.last_term()), last);
+        let granted = is_free && (question.last_term, question.last_index) >= own;
         let term = if granted { question.term } else { self.term };
         // It promises nothing, so it does not wait for a write.
         let message = Message::PreVoteReply(VoteReply { term, granted });

@@ -20,6 +20,8 @@ mod history;
 mod invariants;
 mod io;
 mod leader;
+#[cfg(test)]
+mod leaderless_tests;
 mod lease;
 mod left;
 mod log;

@@ -81,11 +81,19 @@ impl Core {
     /// them, and with it the leader who would make room by a commit. They count nowhere before
     /// they are acknowledged: it is as if they had not come, or had gone with a crash.
     pub(super) fn drop_what_waits_for_room(&mut self) {
-        let from = self.storage.durable().max(self.commit).max(self.entrusted) + 1;
-        if self.is_short_of_room() && from <= self.log.last() {
+        let from = self.last_kept_by_a_vote() + 1;
+        if from <= self.log.last() {
             self.truncate(from);
             self.adopt_members();
         }
+    }
+
+    /// The last entry that stays in the log when a new term begins now.
+    pub(super) fn last_kept_by_a_vote(&self) -> u64 {
+        if !self.is_short_of_room() {
+            return self.log.last();
+        }
+        self.log.last().min(self.storage.durable().max(self.commit).max(self.entrusted))
     }
 
     /// Whether completions of writes may acknowledge entries that would be forgotten with the term.
