@@ -125,11 +125,8 @@ impl Inner {
     /// Whether batches are to be moved, or victims to be looked for.
     fn wants_rewriting(&self) -> bool {
         let pinned = || self.sealed.values().filter(|segment| segment.pinned()).count();
-        let is_time = || {
-            let is_wanted = self.stuck || self.victims_asked;
-            is_wanted || pinned() + self.spares.len() + 1 >= self.rewrite_mark
-        };
-        self.rewriting || self.victims_due && is_time()
+        let is_much = || pinned() + self.spares.len() + 1 >= self.rewrite_mark;
+        self.rewriting || self.victims_due && (self.stuck || self.victims_asked || is_much())
     }
 
     /// Whether preparing fails for a reason that may go away by itself (the disk was full).
