@@ -8,7 +8,7 @@ use voussoir_quorum::abd::*;
 use voussoir_quorum::version::{Actor, Dot};
 use voussoir_sim::{CallId, History, Kv, KvOp, KvRet, Situations, check};
 
-use super::faults::{CALM, Fault, JUMP, Life, MS, SETTLED};
+use super::faults::{Fault, JUMP, Life, MS, SETTLED};
 
 static SITUATIONS: [&str; 19] = [
     "a message was lost",
@@ -31,6 +31,9 @@ static SITUATIONS: [&str; 19] = [
     "two writes chose one number",
     "a delete was acknowledged",
 ];
+/// Enough for an operation where nothing is wrong: two round trips of 6 ms, and a disk of 4 ms in
+/// each.
+const ENOUGH: Duration = Duration::from_millis(40);
 const CLIENTS: u64 = 3;
 const SESSIONS: u64 = 2;
 const KEYS: u64 = 2;
@@ -82,8 +85,7 @@ impl<'a> Cluster<'a> {
         let mut faults = Life::new(seed);
         let n = *faults.rng.pick(&[1, 2, 3, 3, 3, 4, 5]).unwrap();
         let mut config = AbdConfig::with_replicas(0..n);
-        // Enough where nothing is wrong: two round trips of 6 ms, and a disk of 4 ms in each.
-        config.timeout = Duration::from_millis(faults.rng.between(40, 1_000));
+        config.timeout = Duration::from_millis(faults.rng.between(10, 1_000));
         config.resend_after = Duration::from_millis(faults.rng.between(1, 200));
         config.max_operations = *faults.rng.pick(&[1, 10_000, 10_000]).unwrap();
         let server = |_| Server {
@@ -158,15 +160,14 @@ impl<'a> Cluster<'a> {
                     self.input(client, life, CoordinatorInput::Time);
                 }
             }
-            Event::Begin { client, session } => {
-                let now = self.faults.now;
-                if now < CALM + 1_000 * MS || now == SETTLED {
+            Event::Begin { client, session } => match self.faults.wait_to_begin() {
+                Some(0) => {
                     self.begin(client, session);
                     self.pump(client);
-                } else if now < SETTLED {
-                    self.faults.schedule(SETTLED - now, Event::Begin { client, session });
                 }
-            }
+                Some(wait) => self.faults.schedule(wait, Event::Begin { client, session }),
+                None => {}
+            },
         }
     }
 
@@ -343,8 +344,9 @@ impl<'a> Cluster<'a> {
     fn done(&mut self, call: CallId, op: &Op, result: Result<Versioned, OperationError>) {
         let now = self.faults.now;
         // What was begun before has ended by then.
-        let is_due = now >= SETTLED;
-        self.settled += u64::from(is_due);
+        let is_settled = now >= SETTLED;
+        self.settled += u64::from(is_settled);
+        let is_due = is_settled && self.config.timeout >= ENOUGH;
         match result {
             Ok(versioned) => {
                 let is_delete = matches!(op, KvOp::Delete { .. });

@@ -63,6 +63,12 @@ impl<E> Life<E> {
         Some(event)
     }
 
+    /// How long a session waits before it begins its next operation: until 1 s after the faults it
+    /// does so at once, and then once more when nothing is left of them. None: it begins no more.
+    pub(super) fn wait_to_begin(&self) -> Option<u64> {
+        if self.now < CALM + 1_000 * MS { Some(0) } else { SETTLED.checked_sub(self.now) }
+    }
+
     /// Two lives of one seed have the same.
     pub(super) fn trace(&mut self) -> (u64, u64, u64) {
         (self.now, self.next_event, self.rng.next_u64())

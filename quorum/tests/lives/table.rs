@@ -8,7 +8,7 @@ use voussoir_quorum::table::*;
 use voussoir_quorum::version::{Actor, Dot, DotSource, Siblings, VersionVector};
 use voussoir_sim::Situations;
 
-use super::faults::{CALM, Fault, JUMP, Life, MS, SETTLED};
+use super::faults::{Fault, JUMP, Life, MS, SETTLED};
 
 static SITUATIONS: [&str; 29] = [
     "a message was lost",
@@ -242,15 +242,14 @@ impl<'a> Cluster<'a> {
                 self.input(client, life, CoordinatorInput::Time);
             }
             Event::Wake { .. } => {}
-            Event::Begin { client, session } => {
-                let now = self.faults.now;
-                if now < CALM + 1_000 * MS || now == SETTLED {
+            Event::Begin { client, session } => match self.faults.wait_to_begin() {
+                Some(0) => {
                     self.begin(client, session);
                     self.pump(client);
-                } else if now < SETTLED {
-                    self.faults.schedule(SETTLED - now, Event::Begin { client, session });
                 }
-            }
+                Some(wait) => self.faults.schedule(wait, Event::Begin { client, session }),
+                None => {}
+            },
         }
     }
 
