@@ -1,20 +1,21 @@
 //! A runtime that goes before its node: nothing is wrong then, and nothing is said to be.
 
-use std::ops::Range;
+mod hooked;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use hooked::{Hooked, Hooks};
 use parking_lot::Mutex;
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 use voussoir_raft::memory::{MemoryStore, Network};
 use voussoir_raft::{
-    Chunks, Command, Completion, Config, Entry, LogStore, LogWrite, MachineError, Raft, ReadFailed,
-    Restored, Role, SnapshotName, SnapshotReader, SnapshotWriter, StateMachine, StopReason,
-    StoreError, WholeSnapshot,
+    Chunks, Command, Config, LogStore, LogWrite, MachineError, Raft, Role, StateMachine,
+    StopReason, WholeSnapshot,
 };
 
 static ERRORS: AtomicUsize = AtomicUsize::new(0);
@@ -79,57 +80,36 @@ impl StateMachine for Machine {
 
 /// Holds the driver in the write of a command, until the machine is gone.
 struct Holding {
-    inner: MemoryStore,
     asks: Sender<()>,
     machine_ended: Mutex<Receiver<()>>,
 }
 
-#[async_trait]
-impl LogStore for Holding {
-    async fn restore(&self) -> Result<Restored, StoreError> {
-        self.inner.restore().await
-    }
-
-    fn write(&self, write: LogWrite, done: Completion) {
+impl Hooks for Holding {
+    fn before_write(&self, write: &LogWrite) {
         if write.entries.iter().any(|entry| !entry.data.is_empty()) {
             self.asks.send(()).expect("the test waits");
             self.machine_ended.lock().recv().expect("the machine ends once");
         }
-        self.inner.write(write, done);
     }
+}
 
-    async fn read(&self, range: Range<u64>, max_bytes: u64) -> Result<Vec<Entry>, ReadFailed> {
-        self.inner.read(range, max_bytes).await
-    }
-
-    async fn stage(&self, name: &SnapshotName) -> Result<Box<dyn SnapshotWriter>, StoreError> {
-        self.inner.stage(name).await
-    }
-
-    fn unstage(&self, identity: u64) {
-        self.inner.unstage(identity);
-    }
-
-    async fn open_snapshot(&self) -> Result<Option<Box<dyn SnapshotReader>>, StoreError> {
-        self.inner.open_snapshot().await
-    }
+/// A node that has started and leads.
+async fn leading(log: Arc<dyn LogStore>, machine: Machine) -> Raft {
+    let transport = Network::new().node(1);
+    let raft = Raft::start(Config::new(1, [1]), log, Box::new(machine), transport).await.unwrap();
+    raft.status().wait_for(|status| status.leader.is_some()).await.unwrap();
+    raft
 }
 
 /// A node on a runtime that ends while the driver is in the middle of a turn, and drops the task of
 /// the machine before the turn goes on.
 fn hears_of_the_machine_first() -> Option<StopReason> {
-    let runtime = tokio::runtime::Builder::new_multi_thread();
-    let runtime = { runtime }.worker_threads(2).enable_all().build().unwrap();
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = builder.worker_threads(2).enable_all().build().unwrap();
     let ((asks, asked), (ends, ended)) = (channel(), channel());
-    let raft = runtime.block_on(async {
-        let machine = Box::new(Machine { quick: false, ended: Some(ends) });
-        let inner = MemoryStore::new();
-        let log = Arc::new(Holding { inner, asks, machine_ended: Mutex::new(ended) });
-        let raft = Raft::start(Config::new(1, [1]), log, machine, Network::new().node(1));
-        let raft = raft.await.unwrap();
-        raft.status().wait_for(|status| status.leader.is_some()).await.unwrap();
-        raft
-    });
+    let log = Arc::new(Hooked::new(Holding { asks, machine_ended: Mutex::new(ended) }));
+    let machine = Machine { quick: false, ended: Some(ends) };
+    let raft = runtime.block_on(leading(log, machine));
     let proposer = raft.clone();
     let proposal = runtime.spawn(async move { proposer.propose("x".into()).await });
     asked.recv().expect("the driver writes");
@@ -145,11 +125,8 @@ fn lives_until(last: &'static str, workers: usize, quick: bool) -> Option<StopRe
     };
     let runtime = builder.worker_threads(workers.max(1)).enable_all().build().unwrap();
     let raft = runtime.block_on(async {
-        let machine = Box::new(Machine { quick, ended: None });
-        let log = Arc::new(MemoryStore::new());
-        let raft = Raft::start(Config::new(1, [1]), log, machine, Network::new().node(1));
-        let raft = raft.await.unwrap();
-        raft.status().wait_for(|status| status.leader.is_some()).await.unwrap();
+        let machine = Machine { quick, ended: None };
+        let raft = leading(Arc::new(MemoryStore::new()), machine).await;
         let answer = raft.propose(last.into()).await;
         if answer.is_err() {
             // The caller hears of a panic before the node does, which is to say so first.

@@ -1,6 +1,7 @@
 //! Reads end when their caller chose, give back what they held, and never show less than they say.
 
 mod cluster;
+mod hooked;
 
 use std::future::{Future, poll_fn};
 use std::ops::Range;
@@ -12,16 +13,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use cluster::{Cluster, append, soon, timeout};
+use hooked::{Hooked, Hooks};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
-use voussoir_raft::Restored;
-use voussoir_raft::memory::{MemoryStore, Network, NetworkNode};
+use voussoir_raft::memory::{Network, NetworkNode};
 use voussoir_raft::{
-    AppendHead, Chunks, Command, Completion, Config, Entry, EntryKind, Heartbeat, Inbox, LogStore,
-    LogWrite, MachineError, Message, Raft, ReadError, ReadFailed, ReadReply, SnapshotAnswer,
-    SnapshotMeta, SnapshotName, SnapshotPart, SnapshotReader, SnapshotWriter, StateMachine,
-    StoreError, Transport, WholeSnapshot,
+    AppendHead, Chunks, Command, Config, Entry, EntryKind, Heartbeat, Inbox, MachineError, Message,
+    Raft, ReadError, ReadReply, SnapshotAnswer, SnapshotMeta, SnapshotName, SnapshotPart,
+    StateMachine, Transport, WholeSnapshot,
 };
 
 const MS: Duration = Duration::from_millis(1);
@@ -126,37 +126,12 @@ async fn a_read_without_room_ends_at_its_deadline() {
 }
 
 /// Entries are read back when the test gives leave.
-#[derive(Clone)]
-struct Gated {
-    inner: MemoryStore,
-    reads: Arc<Semaphore>,
-}
+struct Gated(Arc<Semaphore>);
 
 #[async_trait]
-impl LogStore for Gated {
-    async fn restore(&self) -> Result<Restored, StoreError> {
-        self.inner.restore().await
-    }
-
-    fn write(&self, write: LogWrite, done: Completion) {
-        self.inner.write(write, done);
-    }
-
-    async fn read(&self, range: Range<u64>, max_bytes: u64) -> Result<Vec<Entry>, ReadFailed> {
-        self.reads.acquire().await.expect("it stays open").forget();
-        self.inner.read(range, max_bytes).await
-    }
-
-    async fn stage(&self, name: &SnapshotName) -> Result<Box<dyn SnapshotWriter>, StoreError> {
-        self.inner.stage(name).await
-    }
-
-    fn unstage(&self, identity: u64) {
-        self.inner.unstage(identity);
-    }
-
-    async fn open_snapshot(&self) -> Result<Option<Box<dyn SnapshotReader>>, StoreError> {
-        self.inner.open_snapshot().await
+impl Hooks for Gated {
+    async fn before_read(&self) {
+        self.0.acquire().await.expect("it stays open").forget();
     }
 }
 
@@ -195,7 +170,8 @@ struct Follower {
     raft: Raft,
     leader: Arc<NetworkNode>,
     asked: Arc<Questions>,
-    store: Gated,
+    /// Entries that may be read back.
+    reads: Arc<Semaphore>,
     machine: Shown,
 }
 
@@ -226,14 +202,14 @@ impl Follower {
         config.seed = Some(7);
         // What is durable leaves the memory at once.
         config.max_window_bytes = 1;
-        let store = Gated { inner: MemoryStore::new(), reads: Arc::new(Semaphore::new(0)) };
+        let reads = Arc::new(Semaphore::new(0));
         let machine = Shown { index: Arc::default(), restores: Arc::new(Semaphore::new(0)) };
         let (leader, asked) = (network.node(2), Arc::new(Questions::default()));
         leader.attach(0, Arc::clone(&asked) as Arc<dyn Inbox>).unwrap();
-        let log = Arc::new(store.clone());
+        let log = Arc::new(Hooked::new(Gated(Arc::clone(&reads))));
         let node = Raft::start(config, log, Box::new(machine.clone()), network.node(1));
         let raft = timeout(node).await.unwrap();
-        Self { raft, leader, asked, store, machine }
+        Self { raft, leader, asked, reads, machine }
     }
 
     fn beat(&self, commit: u64) {
@@ -314,7 +290,7 @@ async fn a_read_waits_for_the_snapshot_that_took_the_place_of_its_entries() {
     node.until(|status| status.commit == 25).await;
     node.snapshot(30).await;
     node.until(|status| status.snapshot == 30).await;
-    node.store.reads.add_permits(100);
+    node.reads.add_permits(100);
     let early = tokio::time::timeout(100 * MS, &mut read).await;
     let shown = *node.machine.index.lock();
     assert!(early.is_err(), "read() answered {early:?} while the machine shows {shown}");

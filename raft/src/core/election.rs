@@ -248,17 +248,19 @@ impl Core {
         }
     }
 
+    /// Whether the candidate's log is no worse than this one up to `last`.
+    ///
     /// Source: Raft §5.4.1.
-    fn is_up_to_date(&self, question: &VoteRequest) -> bool {
-        (question.last_term, question.last_index) >= (self.log.last_term(), self.log.last())
+    fn is_up_to_date(&self, question: &VoteRequest, last: u64) -> bool {
+        let last_term = self.log.term_at(last).unwrap_or(self.log.last_term());
+        (question.last_term, question.last_index) >= (last_term, last)
     }
 
     pub(super) fn on_pre_vote(&mut self, from: u64, question: VoteRequest) {
         let is_free = question.term > self.term && !self.is_led() && !self.is_recovering();
         // What the vote itself would forget does not count.
         let last = self.last_kept_by_a_vote();
-        let own = (self.log.term_at(last).unwrap_or(self.log.last_term()), last);
-        let granted = is_free && (question.last_term, question.last_index) >= own;
+        let granted = is_free && self.is_up_to_date(&question, last);
         let term = if granted { question.term } else { self.term };
         // It promises nothing, so it does not wait for a write.
         let message = Message::PreVoteReply(VoteReply { term, granted });
@@ -314,7 +316,7 @@ impl Core {
         }
         let free = self.vote.is_none_or(|to| to == from) && !self.is_recovering();
         let is_follower = matches!(self.role, RoleState::Follower);
-        let granted = is_follower && free && self.is_up_to_date(&question);
+        let granted = is_follower && free && self.is_up_to_date(&question, self.log.last());
         if granted {
             if self.vote != Some(from) {
                 self.vote = Some(from);

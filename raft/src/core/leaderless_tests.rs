@@ -17,6 +17,7 @@ struct Full {
     waiting: Vec<(u64, u64)>,
     has_room: bool,
 }
+
 impl Full {
     /// As the store does: what has entries with data waits, and all behind it, but for what
     /// cuts all that wait.

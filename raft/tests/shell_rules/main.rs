@@ -4,6 +4,8 @@ mod callers;
 #[path = "../cluster/mod.rs"]
 mod cluster;
 mod disks;
+#[path = "../hooked/mod.rs"]
+mod hooked;
 mod racing;
 mod room;
 mod script;

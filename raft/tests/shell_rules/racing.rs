@@ -1,56 +1,27 @@
 //! What happens on another thread while the node's loop is in the middle of a turn.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use parking_lot::Mutex;
-use voussoir_raft::Restored;
-use voussoir_raft::memory::MemoryStore;
-use voussoir_raft::{
-    Completion, Entry, LogStore, LogWrite, ReadFailed, SnapshotAnswer, SnapshotName,
-    SnapshotReader, SnapshotWriter, StoreError,
-};
+use voussoir_raft::{LogWrite, SnapshotAnswer};
 
+use crate::hooked::{Hooked, Hooks};
 use crate::script::{Script, name};
 
 /// Says that a snapshot is about to be adopted, and waits for leave.
 struct Hesitant {
-    inner: MemoryStore,
     asks: Sender<()>,
     leave: Mutex<Receiver<()>>,
 }
 
-#[async_trait]
-impl LogStore for Hesitant {
-    async fn restore(&self) -> Result<Restored, StoreError> {
-        self.inner.restore().await
-    }
-
-    fn write(&self, write: LogWrite, done: Completion) {
+impl Hooks for Hesitant {
+    fn before_write(&self, write: &LogWrite) {
         if write.snapshot.is_some() {
             self.asks.send(()).expect("the test waits");
             self.leave.lock().recv().expect("the test gives leave");
         }
-        self.inner.write(write, done);
-    }
-
-    async fn read(&self, range: Range<u64>, max_bytes: u64) -> Result<Vec<Entry>, ReadFailed> {
-        self.inner.read(range, max_bytes).await
-    }
-
-    async fn stage(&self, name: &SnapshotName) -> Result<Box<dyn SnapshotWriter>, StoreError> {
-        self.inner.stage(name).await
-    }
-
-    fn unstage(&self, identity: u64) {
-        self.inner.unstage(identity);
-    }
-
-    async fn open_snapshot(&self) -> Result<Option<Box<dyn SnapshotReader>>, StoreError> {
-        self.inner.open_snapshot().await
     }
 }
 
@@ -60,7 +31,7 @@ impl LogStore for Hesitant {
 async fn a_snapshot_that_is_being_adopted_is_not_received_again() {
     let (asks, asked) = channel();
     let (gives, leave) = channel();
-    let log = Hesitant { inner: MemoryStore::new(), asks, leave: Mutex::new(leave) };
+    let log = Hooked::new(Hesitant { asks, leave: Mutex::new(leave) });
     let script = Script::over(Arc::new(log)).await;
     script.hears_leader(5);
     let shot = name(50, 5, 11);

@@ -1,57 +1,27 @@
 //! What a node makes of a disk that has no room.
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use voussoir_raft::memory::MemoryStore;
 use voussoir_raft::{
-    AppendHead, Completion, Entry, EntryKind, Heartbeat, LogStore, LogWrite, Message, ReadFailed,
-    Restored, Role, Room, SnapshotAnswer, SnapshotName, SnapshotPart, SnapshotReader,
-    SnapshotWriter, StoreError,
+    AppendHead, Entry, EntryKind, Heartbeat, Message, Role, Room, SnapshotAnswer, SnapshotPart,
 };
 
 use crate::cluster::{append, timeout};
+use crate::hooked::{Hooked, Hooks};
 use crate::script::{Script, name};
 
 /// Has room, or none.
 #[derive(Clone, Default)]
 struct Narrow {
-    inner: Arc<MemoryStore>,
     is_full: Arc<AtomicBool>,
 }
 
-#[async_trait]
-impl LogStore for Narrow {
+impl Hooks for Narrow {
     fn room(&self) -> Option<Room> {
         let bytes = if self.is_full.load(Ordering::Relaxed) { 0 } else { 1 << 30 };
         Some(Room { bytes, max_bytes: 4 << 30, share: 1 << 29 })
-    }
-
-    async fn restore(&self) -> Result<Restored, StoreError> {
-        self.inner.restore().await
-    }
-
-    fn write(&self, write: LogWrite, done: Completion) {
-        self.inner.write(write, done);
-    }
-
-    async fn read(&self, range: Range<u64>, max_bytes: u64) -> Result<Vec<Entry>, ReadFailed> {
-        self.inner.read(range, max_bytes).await
-    }
-
-    async fn stage(&self, name: &SnapshotName) -> Result<Box<dyn SnapshotWriter>, StoreError> {
-        self.inner.stage(name).await
-    }
-
-    fn unstage(&self, identity: u64) {
-        self.inner.unstage(identity);
-    }
-
-    async fn open_snapshot(&self) -> Result<Option<Box<dyn SnapshotReader>>, StoreError> {
-        self.inner.open_snapshot().await
     }
 }
 
@@ -61,7 +31,7 @@ impl LogStore for Narrow {
 async fn what_a_candidate_forgets_is_not_acknowledged_by_its_write() {
     for is_full in [false, true] {
         let store = Narrow::default();
-        let mut script = Script::of_many(Arc::new(store.clone())).await;
+        let mut script = Script::of_many(Arc::new(Hooked::new(store.clone()))).await;
         script.append(5, 1, 0, &["a"]);
         script.until(|status| status.durable == 1 && status.applied == 1).await;
         script.store.stall();
@@ -97,7 +67,7 @@ async fn what_a_candidate_forgets_is_not_acknowledged_by_its_write() {
 async fn half_a_snapshot_of_an_earlier_leader_is_given_up_without_room() {
     for (is_full, leader, next) in [(true, 3, 0), (true, 2, 1), (false, 3, 1)] {
         let store = Narrow::default();
-        let script = Script::over(Arc::new(store.clone())).await;
+        let script = Script::over(Arc::new(Hooked::new(store.clone()))).await;
         script.append(5, 1, 0, &["a"]);
         script.until(|status| status.applied == 1).await;
         let shot = name(50, 5, 11);
@@ -117,7 +87,7 @@ async fn half_a_snapshot_of_an_earlier_leader_is_given_up_without_room() {
 #[tokio::test(start_paused = true)]
 async fn a_snapshot_of_a_leader_that_is_news_goes_on_without_room() {
     let store = Narrow::default();
-    let script = Script::over(Arc::new(store.clone())).await;
+    let script = Script::over(Arc::new(Hooked::new(store.clone()))).await;
     script.append(5, 1, 0, &["a"]);
     script.until(|status| status.applied == 1).await;
     store.is_full.store(true, Ordering::Relaxed);
