@@ -2,15 +2,18 @@
 //! damage is told.
 
 use std::collections::BTreeMap;
-use std::future::Future as _;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::task::Poll;
 
 use voussoir_journal::files::crash::{CrashFiles, Loss, Op};
 use voussoir_journal::testing::HookedFiles;
-use voussoir_journal::{Config, Error, Journal, MemoryFiles};
-use voussoir_quorum::store::{Change, JournalStoreConfig, StoreError};
+use voussoir_journal::{Commit, Config, Error, Journal, MemoryFiles};
+use voussoir_quorum::store::{Change, JournalStoreConfig, OpenError, StoreError};
+use voussoir_quorum::table::{CallError, TableConfig};
 use voussoir_quorum::*;
 use voussoir_sim::{Rng, Situations};
 
@@ -366,16 +369,216 @@ async fn a_journal_has_one_store_of_an_id_and_a_store_one_node() {
     assert!(Node::start(1, Arc::new(store), config).await.unwrap().is_whole());
 }
 
+fn change(key: u64, byte: u8) -> Change {
+    let (key, record) = (Bytes::from(format!("k{key:03}")), Bytes::from(vec![byte; 1_000]));
+    Change { key, record: Some(record) }
+}
+
+/// A journal whose syncs can be held.
+struct Held {
+    journal: Journal,
+    /// The next sync is held.
+    is_armed: Arc<AtomicBool>,
+    /// One is held.
+    reached: Receiver<()>,
+    leave: Sender<()>,
+}
+
+impl Held {
+    fn new() -> Self {
+        let is_armed: Arc<AtomicBool> = Arc::default();
+        let ((reaches, reached), (leave, left)) = (channel(), channel());
+        let (reaches, left, armed) = (Mutex::new(reaches), Mutex::new(left), is_armed.clone());
+        let files = HookedFiles::new(Arc::new(MemoryFiles::new()), move |call| {
+            if call.op == Op::Sync && armed.swap(false, Ordering::SeqCst) {
+                reaches.lock().unwrap().send(()).unwrap();
+                left.lock().unwrap().recv().unwrap();
+            }
+            Ok(())
+        });
+        let journal = Journal::open_with(Arc::new(files), journal_config()).unwrap();
+        Self { journal, is_armed, reached, leave }
+    }
+
+    fn open(&self) -> Result<JournalStore, OpenError> {
+        let mut config = JournalStoreConfig::default();
+        config.max_garbage_bytes = 64 << 10;
+        JournalStore::open(&self.journal, 1, config)
+    }
+
+    async fn open_at_last(&self) -> JournalStore {
+        // Ends: what was handed in ends.
+        loop {
+            match self.open() {
+                Ok(store) => return store,
+                Err(error) => assert!(matches!(error, OpenError::Journal(Error::Leased { .. }))),
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Hands a write in, and holds a sync. What it answered, if it ended before one was held.
+    async fn hold<F: Future>(&self, mut write: Pin<&mut F>) -> Option<F::Output> {
+        self.is_armed.store(true, Ordering::SeqCst);
+        // Ends: the write ends, or a sync is held.
+        loop {
+            let polled = poll_fn(|context| Poll::Ready(write.as_mut().poll(context))).await;
+            if let Poll::Ready(answer) = polled {
+                if !self.is_armed.swap(false, Ordering::SeqCst) {
+                    self.reached.recv().unwrap();
+                    self.leave.send(()).unwrap();
+                }
+                return Some(answer);
+            }
+            if self.reached.try_recv().is_ok() {
+                return None;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// A node that is dropped drops its write. What was handed in is part of the store all the same:
+/// for who goes on with a clone, and for who opens it again.
+#[tokio::test]
+async fn a_write_whose_caller_has_gone_is_part_of_the_store() {
+    let held = Held::new();
+    let log = held.journal.log("quorum.data", 1).unwrap();
+    let mut store = held.open().unwrap();
+    let mut model = Model::new();
+    for key in 0..100 {
+        let batch = vec![change(key, key as u8)];
+        store.apply(batch.clone()).await.unwrap();
+        apply(&mut model, &batch);
+    }
+    let (mut moves, mut turn) = (0, 0_u64);
+    // Ends: each turn makes garbage, and garbage is cleaned.
+    while moves < 10 {
+        turn += 1;
+        assert!(turn < 5_000, "{moves} moves were seen");
+        let (before, batch) = (log.first(), vec![change(turn % 7, turn as u8)]);
+        let mut write = Box::pin(store.apply(batch.clone()));
+        let is_held = held.hold(write.as_mut()).await.is_none();
+        drop(write);
+        if is_held && moves % 2 == 0 {
+            drop(store);
+            let refused = held.open().map(drop);
+            held.leave.send(()).unwrap();
+            store = held.open_at_last().await;
+            assert!(refused.is_err() || log.first() == before, "opened under a commit: {turn}");
+        } else if is_held {
+            held.leave.send(()).unwrap();
+        }
+        // It comes behind what was handed in.
+        store.apply(Vec::new()).await.unwrap();
+        let found = contents(&store).await;
+        moves += u64::from(is_held && log.first() > before);
+        let mut with = model.clone();
+        apply(&mut with, &batch);
+        let is_there = found.get(&batch[0].key) == batch[0].record.as_ref();
+        assert!(is_there || is_held, "turn {turn}");
+        model = if is_there { with } else { model };
+        assert!(found == model, "turn {turn}");
+    }
+}
+
+/// Reaches one node.
+struct Own(Node);
+
+#[async_trait]
+impl Link for Own {
+    async fn call(
+        &self,
+        _to: u64,
+        _class: Class,
+        request: Bytes,
+        _deadline: Instant,
+    ) -> Result<Bytes, CallError> {
+        self.0.answer(request).await.ok_or(CallError::Unknown)
+    }
+}
+
+/// A service that is dropped in the middle of a write, and begins again in the same process: over
+/// the store that it had, or over one that it opens.
+#[tokio::test]
+async fn a_node_that_was_dropped_in_a_write_starts_again_with_all_it_acknowledged() {
+    let held = Held::new();
+    let log = held.journal.log("quorum.data", 1).unwrap();
+    let mut config = NodeConfig::with_replicas([1]);
+    (config.repair_every, config.collect_every) = (None, None);
+    let mut store = held.open().unwrap();
+    drop(Node::create(1, Arc::new(store.clone()), config.clone()).await.unwrap());
+    let (mut moves, mut turn, mut reached) = (0, 0_u64, [false; 2]);
+    let mut acknowledged = BTreeMap::new();
+    // Ends: each turn makes garbage, and garbage is cleaned.
+    while moves < 6 {
+        // Ends: the task of the node before ends, and its write.
+        let node = loop {
+            match Node::start(1, Arc::new(store.clone()), config.clone()).await {
+                Ok(node) => break node,
+                Err(error) => assert_eq!(error, StartError::Store(StoreError::InUse)),
+            }
+            tokio::task::yield_now().await;
+        };
+        assert!(node.is_whole(), "turn {turn}");
+        let link: Arc<dyn Link> = Arc::new(Own(node.clone()));
+        let table = Table::with_hints(TableConfig::with_replicas([1]), link, &node).unwrap();
+        for (key, value) in &acknowledged {
+            let found = table.get(format!("k{key}")).await.unwrap();
+            assert!(found.values().any(|found| found == value), "turn {turn} {key}");
+        }
+        // Ends: a write is held.
+        let before = loop {
+            turn += 1;
+            assert!(turn < 20_000, "{moves} moves were seen");
+            let (key, value) = (turn % 40, Bytes::from(vec![turn as u8; 1_000]));
+            let seen = table.get(format!("k{key}")).await.unwrap();
+            let before = log.first();
+            let mut put = Box::pin(table.put(format!("k{key}"), seen.context(), value.clone()));
+            // Garbage is cleaned with the next batch.
+            let (total, live) = store.log_bytes();
+            let is_last = total - live > 64 << 10;
+            let put = if is_last { held.hold(put.as_mut()).await } else { Some(put.await) };
+            let Some(put) = put else {
+                acknowledged.remove(&key);
+                break before;
+            };
+            put.unwrap();
+            acknowledged.insert(key, value);
+        };
+        drop((table, node));
+        // The task of the node ends.
+        for _ in 0..20 {
+            tokio::task::yield_now().await;
+        }
+        let opens = moves % 2 == 0;
+        let refused = if opens {
+            drop(store);
+            let refused = held.open().map(drop).map_err(|error| error.to_string());
+            held.leave.send(()).unwrap();
+            store = held.open_at_last().await;
+            refused
+        } else {
+            let started = Node::start(1, Arc::new(store.clone()), config.clone()).await;
+            held.leave.send(()).unwrap();
+            started.map(drop).map_err(|error| error.to_string())
+        };
+        held.journal.commit(Commit::new()).await.unwrap();
+        if log.first() > before {
+            assert!(refused.is_err(), "turn {turn}");
+            (moves, reached[usize::from(opens)]) = (moves + 1, true);
+        }
+    }
+    assert_eq!(reached, [true; 2]);
+}
+
 /// A commit that moves records has released them in the journal before the store knows where they
 /// lie now.
 #[tokio::test]
 async fn what_a_cleaning_moves_can_be_read_meanwhile() {
-    let (journal, store) = open(&CrashFiles::new(1));
-    let log = journal.log("quorum.data", 1).unwrap();
-    let change = |key: u64, byte: u8| {
-        let (key, record) = (Bytes::from(format!("k{key:03}")), Bytes::from(vec![byte; 1_000]));
-        Change { key, record: Some(record) }
-    };
+    let held = Held::new();
+    let (log, other) = (held.journal.log("quorum.data", 1).unwrap(), held.journal.log("other", 1));
+    let (store, other) = (held.open().unwrap(), other.unwrap());
     let mut model = Model::new();
     for key in 0..100 {
         let batch = vec![change(key, key as u8)];
@@ -388,26 +591,34 @@ async fn what_a_cleaning_moves_can_be_read_meanwhile() {
         turn += 1;
         assert!(turn < 20_000, "{moves} moves were seen");
         let (before, batch) = (log.first(), vec![change(0, turn as u8)]);
+        let append = || Commit::new().append(&other, [b"x"]);
+        held.is_armed.store(true, Ordering::SeqCst);
+        held.journal.submit(append(), |_| ()).unwrap();
+        held.reached.recv().unwrap();
+        // In one group behind the sync that is held: the journal tells of the first commit, and
+        // waits, when the second one has been applied.
+        let ((tells, told), (goes, goes_on)) = (channel(), channel::<()>());
+        let tell = move |_| {
+            tells.send(()).unwrap();
+            goes_on.recv().unwrap();
+        };
+        held.journal.submit(append(), tell).unwrap();
         let mut write = Box::pin(store.apply(batch.clone()));
-        let is_written = std::future::poll_fn(|context| {
-            let is_written = write.as_mut().poll(context).is_ready();
-            // The store hears of the end of the commit by the next poll.
-            for _ in 0..5 {
-                if is_written || log.first() > before {
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            match (is_written, log.first() > before) {
-                (false, false) => std::task::Poll::Pending,
-                _ => std::task::Poll::Ready(is_written),
-            }
-        });
-        if !is_written.await {
+        let pending = held.journal.stats().pending_bytes;
+        // Ends: the batch is handed in.
+        while held.journal.stats().pending_bytes == pending {
+            let polled = poll_fn(|context| Poll::Ready(write.as_mut().poll(context))).await;
+            assert!(polled.is_pending());
+            tokio::task::yield_now().await;
+        }
+        held.leave.send(()).unwrap();
+        told.recv().unwrap();
+        if log.first() > before {
             moves += 1;
             assert!(contents(&store).await == model, "turn {turn}");
-            write.await.unwrap();
         }
+        goes.send(()).unwrap();
+        write.await.unwrap();
         apply(&mut model, &batch);
         assert!(moves == 0 || contents(&store).await == model, "turn {turn}");
     }

@@ -60,8 +60,11 @@ pub enum RebuildError {
     /// The node has met its own future. Start it again: that begins a new incarnation.
     #[error("the node must be started again first: its store was restored from a backup")]
     Condemned,
-    /// The node's own store has failed.
-    #[error("the node's own store has failed")]
+    /// The node's own store has refused a write, and all that was under way was given up. Retry.
+    #[error("the node's own store has refused a write")]
+    Refused,
+    /// The node's own store has failed, or the node was stopped.
+    #[error("the node's own store has failed, or the node was stopped")]
     Halted,
 }
 
@@ -96,7 +99,7 @@ impl Node {
         let read = self.copy_all(link, &membership, sources, true).await?;
         let epoch = membership.epoch();
         if !self.order(|done| Job::Rebuilt { epoch, done }).await {
-            return Err(RebuildError::Halted);
+            return Err(self.dropped());
         }
         match &*self.shared.status.borrow() {
             Status::Whole => {}
@@ -185,7 +188,7 @@ impl Node {
         }
         let epoch = whole.iter().map(|(_, epoch)| *epoch).max().unwrap_or(0);
         if !self.order(|done| Job::LearnEpoch { epoch, done }).await {
-            return Err(RebuildError::Halted);
+            return Err(self.dropped());
         }
         scope.epoch = epoch;
         let mut read = 0;
@@ -198,6 +201,14 @@ impl Node {
             return Err(RebuildError::TooFewReplicas { read, needed });
         }
         Ok(read)
+    }
+
+    /// Why the node has dropped what it was to do.
+    fn dropped(&self) -> RebuildError {
+        match &*self.shared.status.borrow() {
+            Status::Halted(_) | Status::Stopped => RebuildError::Halted,
+            _ => RebuildError::Refused,
+        }
     }
 
     /// Merges all that a replica holds. False: it failed on the way, or is not whole itself.
@@ -228,7 +239,7 @@ impl Node {
                 Space::Table => self.merge(page, scope).await,
                 Space::Registers => self.install(page).await,
             };
-            if !copied.map_err(|_| RebuildError::Halted)? {
+            if !copied.map_err(|_| self.dropped())? {
                 return Ok(false);
             }
             // As long as it took, here and at the source: the processors and the disks that they

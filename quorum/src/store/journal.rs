@@ -23,8 +23,9 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use parking_lot::Mutex;
+use tokio::sync::oneshot;
 use voussoir_journal::{
-    BatchBuilder, Commit, Error, Health, Journal, Lease, Log, Outcome, ReadError,
+    BatchBuilder, Commit, Error, Health, Journal, Lease, Log, Outcome, ReadError, Receipt,
 };
 
 use super::{Change, ReplicaStore, Serving, StoreError};
@@ -88,7 +89,7 @@ pub enum OpenError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The journal refused or failed. With [`Error::Leased`] another store of this id is open, or
-    /// one that was dropped is still used by its node: see
+    /// one that was dropped is still used by its node or has a write under way: see
     /// [`Node::shutdown`](crate::Node::shutdown).
     #[error(transparent)]
     Journal(#[from] Error),
@@ -124,8 +125,9 @@ struct Inner {
     log: Log,
     config: JournalStoreConfig,
     state: Mutex<State>,
-    /// Held while a batch is written, so that positions rise in the order of the batches.
-    writing: tokio::sync::Mutex<()>,
+    /// Held while a batch is written, so that positions rise in the order of the batches: by each
+    /// of its commits until the state says what it did, also where the caller has gone away.
+    writing: Arc<tokio::sync::Mutex<()>>,
     /// Held by the node that the store serves.
     serving: Arc<tokio::sync::Mutex<()>>,
     _lease: Lease,
@@ -164,8 +166,7 @@ impl JournalStore {
         let lease = journal.lease(&format!("quorum.data/{id}"))?;
         let log = journal.log("quorum.data", id)?;
         let state = Mutex::new(State::read(&log)?);
-        let (journal, writing) = (journal.clone(), tokio::sync::Mutex::new(()));
-        let serving = Arc::default();
+        let (journal, writing, serving) = (journal.clone(), Arc::default(), Arc::default());
         let inner = Inner { journal, log, config, state, writing, serving, _lease: lease };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -376,7 +377,14 @@ impl Swept {
     }
 }
 
+/// To write is one caller's turn.
+type Turn = tokio::sync::OwnedMutexGuard<()>;
+
 impl Inner {
+    async fn turn(&self) -> Arc<Turn> {
+        Arc::new(Arc::clone(&self.writing).lock_owned().await)
+    }
+
     /// One record of the log, or several that hold one value.
     fn value_at(&self, key: &[u8], place: Place) -> Result<Bytes, ReadError> {
         // Another key stands there if the log was deleted meanwhile.
@@ -554,7 +562,12 @@ impl Inner {
         Ok(swept)
     }
 
-    async fn write(&self, batch: &[Change], swept: Option<&Arc<Swept>>) -> Result<(), Error> {
+    async fn write(
+        self: &Arc<Self>,
+        turn: &Arc<Turn>,
+        batch: &[Change],
+        swept: Option<&Arc<Swept>>,
+    ) -> Result<(), Error> {
         let length =
             |change: &Change| bytes_of(&change.key, change.record.as_ref().map_or(0, Bytes::len));
         let bytes: u64 = batch.iter().map(length).sum();
@@ -576,22 +589,54 @@ impl Inner {
             }
         }
         self.state.lock().moving = swept.cloned();
-        let receipt = self.journal.commit(commit).await;
-        let mut state = self.state.lock();
-        state.moving = None;
-        let receipt = receipt?;
-        let first = receipt.positions().iter().find(|range| !range.is_empty());
-        let mut position = first.map_or(0, |range| range.start);
-        state.total_bytes -= swept.map_or(0, |swept| swept.bytes);
-        for (key, is_put, records, bytes) in draft.entries {
-            state.written(key, is_put, Place { position, records, bytes });
-            position += records;
+        let (entries, released_bytes) = (draft.entries, swept.map_or(0, |swept| swept.bytes));
+        self.commit(turn, commit, move |state, receipt| {
+            let first = receipt.positions().iter().find(|range| !range.is_empty());
+            let mut position = first.map_or(0, |range| range.start);
+            state.total_bytes -= released_bytes;
+            for (key, is_put, records, bytes) in entries {
+                state.written(key, is_put, Place { position, records, bytes });
+                position += records;
+            }
+        })
+        .await
+    }
+
+    /// Commits, and lets the state follow as soon as the commit is durable, whether or not the
+    /// caller still waits. Until then the turn is taken and the log leased.
+    async fn commit(
+        self: &Arc<Self>,
+        turn: &Arc<Turn>,
+        commit: Commit,
+        follow: impl FnOnce(&mut State, &Receipt) + Send + 'static,
+    ) -> Result<(), Error> {
+        let (done, ended) = oneshot::channel();
+        let (inner, turn) = (Arc::clone(self), Arc::clone(turn));
+        let submitted = self.journal.submit_in_turn(commit, move |receipt| {
+            let mut state = inner.state.lock();
+            state.moving = None;
+            match &receipt {
+                Ok(receipt) => follow(&mut state, receipt),
+                Err(error) if is_refused(error) => {}
+                Err(error) => state.failure = Some(error.to_string()),
+            }
+            drop(state);
+            drop((turn, inner));
+            let _ = done.send(receipt.map(drop));
+        });
+        if let Err(rejected) = submitted {
+            self.state.lock().moving = None;
+            return Err(rejected.error);
         }
-        Ok(())
+        ended.await.unwrap_or(Err(Error::Closed))
     }
 
     /// Writes a batch, and cleans the log beside it if it is time.
-    async fn write_and_clean(self: &Arc<Self>, batch: &[Change]) -> Result<(), StoreError> {
+    async fn write_and_clean(
+        self: &Arc<Self>,
+        turn: &Arc<Turn>,
+        batch: &[Change],
+    ) -> Result<(), StoreError> {
         let length =
             |change: &Change| change.key.len() + change.record.as_ref().map_or(0, Bytes::len);
         let bytes: u64 = batch.iter().map(|change| length(change) as u64 + RECORD_BYTES).sum();
@@ -605,16 +650,16 @@ impl Inner {
                 beside = Some(swept);
                 break;
             }
-            match self.write(&[], Some(&swept)).await {
+            match self.write(turn, &[], Some(&swept)).await {
                 Ok(()) if swept.bytes > 0 => to_clean = to_clean.saturating_sub(swept.bytes),
                 Err(error) if !is_refused(&error) => return Err(write_failed(&error)),
                 _ => break,
             }
         }
-        let mut result = self.write(batch, beside.as_ref()).await;
+        let mut result = self.write(turn, batch, beside.as_ref()).await;
         if beside.is_some() && result.as_ref().is_err_and(is_refused) {
             // The batch alone may fit where it did not together with what is cleaned.
-            result = self.write(batch, None).await;
+            result = self.write(turn, batch, None).await;
         }
         let end = self.log.end();
         // Ends: each turn releases a record in front of `end`, or is the last.
@@ -627,10 +672,10 @@ impl Inner {
             if swept.bytes == 0 || !self.has_garbage() {
                 break;
             }
-            match self.write(&[], Some(&swept)).await {
+            match self.write(turn, &[], Some(&swept)).await {
                 Err(error) if !is_refused(&error) => return Err(write_failed(&error)),
                 Err(_) => break,
-                Ok(()) => result = self.write(batch, None).await,
+                Ok(()) => result = self.write(turn, batch, None).await,
             }
         }
         result.map_err(|error| write_failed(&error))
@@ -650,8 +695,10 @@ impl Inner {
 #[async_trait]
 impl ReplicaStore for JournalStore {
     fn serve(&self) -> Result<Serving, StoreError> {
-        let taken = Arc::clone(&self.inner.serving).try_lock_owned();
-        taken.map(Serving::until_dropped).map_err(|_| StoreError::InUse)
+        let serving = Arc::clone(&self.inner.serving).try_lock_owned();
+        // What a node that was dropped has handed in is still to come.
+        let is_written = self.inner.writing.try_lock().is_err();
+        serving.ok().filter(|_| !is_written).map(Serving::until_dropped).ok_or(StoreError::InUse)
     }
 
     fn max_batch_bytes(&self) -> usize {
@@ -670,7 +717,7 @@ impl ReplicaStore for JournalStore {
     }
 
     async fn apply(&self, batch: Vec<Change>) -> Result<(), StoreError> {
-        let _writing = self.inner.writing.lock().await;
+        let turn = self.inner.turn().await;
         self.inner.state.lock().check()?;
         let too_long = |change: &&Change| {
             let value_bytes = change.record.as_ref().map_or(0, Bytes::len);
@@ -679,11 +726,7 @@ impl ReplicaStore for JournalStore {
         if batch.iter().any(|change| too_long(&change)) {
             return Err(StoreError::NotApplied("a key or a record is too long".to_owned()));
         }
-        let result = self.inner.write_and_clean(&batch).await;
-        if let Err(StoreError::Unknown(failure)) = &result {
-            self.inner.state.lock().failure = Some(failure.clone());
-        }
-        result
+        self.inner.write_and_clean(&turn, &batch).await
     }
 
     async fn scan(
@@ -712,14 +755,14 @@ impl ReplicaStore for JournalStore {
     }
 
     async fn clear(&self) -> Result<(), StoreError> {
-        let _writing = self.inner.writing.lock().await;
-        if self.inner.log.exists() {
-            let commit = Commit::new().delete(&self.inner.log);
-            let deleted = self.inner.journal.commit(commit).await;
-            deleted.map_err(|error| StoreError::Unknown(error.to_string()))?;
+        let turn = self.inner.turn().await;
+        if !self.inner.log.exists() {
+            *self.inner.state.lock() = State::default();
+            return Ok(());
         }
-        *self.inner.state.lock() = State::default();
-        Ok(())
+        let commit = Commit::new().delete(&self.inner.log);
+        let deleted = self.inner.commit(&turn, commit, |state, _| *state = State::default()).await;
+        deleted.map_err(|error| StoreError::Unknown(error.to_string()))
     }
 }
 

@@ -38,7 +38,8 @@ pub enum StoreError {
     /// clears it and is rebuilt from the others.
     #[error("the store is damaged: {0}")]
     Damaged(String),
-    /// Another node is served by the store. Nothing was changed. Retry when that one has ended
+    /// Another node is served by the store, or a write of one that was dropped is under way.
+    /// Nothing was changed. Retry when that one has ended
     /// ([`Node::shutdown`](crate::Node::shutdown)), or open a store of its own for each node.
     #[error("another node has the store")]
     InUse,
