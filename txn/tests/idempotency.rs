@@ -1,7 +1,7 @@
 //! Idempotency keys over each store: the same tests for memory, a journal and PostgreSQL.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use voussoir_txn::Bytes;
@@ -214,6 +214,88 @@ impl SagaStore for Hangs {
         }
         self.0.append(records).await
     }
+}
+
+/// A store that takes nothing while it is full.
+struct Fills {
+    records: MemoryStore,
+    /// No room, or a failure of which nobody knows what it left.
+    refuses: Arc<Mutex<Option<StoreError>>>,
+}
+
+#[voussoir_txn::async_trait]
+impl SagaStore for Fills {
+    async fn open(&self) -> Result<Opened, StoreError> {
+        self.records.open().await
+    }
+
+    async fn append(&self, records: Vec<Record>) -> Result<(), StoreError> {
+        let refused = self.refuses.lock().unwrap().clone();
+        if let Some(error) = refused {
+            return Err(error);
+        }
+        self.records.append(records).await
+    }
+}
+
+/// A key is taken by a claim that is in the store, or may be there, and by no other: what the claim
+/// replaced stands again, also where its caller has gone.
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_the_store_refuses_takes_no_key() {
+    for is_dropped in [false, true] {
+        let refuses: Arc<Mutex<Option<StoreError>>> = Arc::default();
+        let store = Fills { records: MemoryStore::new(), refuses: Arc::clone(&refuses) };
+        let clock = Hand::default();
+        let store = StoreKeys::open_with_clock(store, 1000, clock.clone()).await.unwrap();
+        let keys = Keys::new(store, config()).unwrap();
+        let Begun::New(_died) = keys.begin("s", "died", b"x").await.unwrap() else { panic!() };
+        clock.pass(LEASE);
+        let full = StoreError::retryable("no room");
+        *refuses.lock().unwrap() = Some(full);
+        for key in ["new", "died"] {
+            let claim = keys.begin("s", key, b"x");
+            // The store is asked again for 5 s.
+            let patience = Duration::from_secs(if is_dropped { 1 } else { 60 });
+            match tokio::time::timeout(patience, claim).await {
+                Ok(refused) => assert!(matches!(refused, Err(BeginKeyError::Store(_)))),
+                Err(_) => assert!(is_dropped),
+            }
+        }
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        *refuses.lock().unwrap() = None;
+        let begun = keys.begin("s", "new", b"other").await.unwrap();
+        assert!(matches!(begun, Begun::New(_)), "{is_dropped} {begun:?}");
+        let begun = keys.begin("s", "died", b"x").await.unwrap();
+        assert!(matches!(begun, Begun::Abandoned(_)), "{is_dropped} {begun:?}");
+        *refuses.lock().unwrap() = Some(StoreError::new("who knows"));
+        assert!(keys.begin("s", "unknown", b"x").await.is_err());
+        *refuses.lock().unwrap() = None;
+        let begun = keys.begin("s", "unknown", b"x").await.unwrap();
+        assert!(matches!(begun, Begun::InProgress { .. }), "{is_dropped} {begun:?}");
+    }
+}
+
+/// The result is in the store, and a retry is told of it.
+#[tokio::test]
+async fn a_result_whose_caller_has_gone_is_known() {
+    let store = StoreKeys::open(MemoryStore::new(), 1000).await.unwrap();
+    let keys = Keys::new(store, config()).unwrap();
+    let Begun::New(claim) = keys.begin("s", "k", b"x").await.unwrap() else { panic!() };
+    let mut finish = Box::pin(claim.finish(Bytes::from("done")));
+    let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(finish.as_mut().poll(cx))).await;
+    assert!(polled.is_pending());
+    drop(finish);
+    let ended = async {
+        // Ends: the append ends.
+        loop {
+            match keys.begin("s", "k", b"x").await.unwrap() {
+                Begun::Done(result) => return result,
+                _ => tokio::task::yield_now().await,
+            }
+        }
+    };
+    let result = tokio::time::timeout(Duration::from_secs(5), ended).await;
+    assert_eq!(result.expect("the result is known"), "done");
 }
 
 /// The runtime whose task appends may end: in the middle of an append, or before the task began.

@@ -658,3 +658,46 @@ async fn killed_coordinators_make_and_lose_no_money() {
     let _ = std::fs::remove_dir_all(&folder);
     pair.drop().await;
 }
+
+/// A server that ends the session may have prepared the transaction: while it waits for a standby
+/// it has. Only an error says that nothing is prepared.
+#[tokio::test]
+#[ignore = "needs postgresql"]
+async fn what_ends_the_session_leaves_open_whether_it_is_prepared() {
+    let pair = Pair::create("ended").await;
+    let [left, _] = pair.participants().await;
+    let admin = connect(Some(&pair.names[0])).await;
+    // A deferred constraint is checked by `PREPARE TRANSACTION`.
+    admin
+        .batch_execute(
+            "CREATE FUNCTION waits() RETURNS TRIGGER LANGUAGE plpgsql AS $$ BEGIN \
+             IF NEW.id = 1 THEN PERFORM pg_sleep(60); END IF; \
+             RAISE EXCEPTION 'not this one'; END $$; \
+             CREATE CONSTRAINT TRIGGER waits AFTER UPDATE ON accounts \
+             DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION waits()",
+        )
+        .await
+        .unwrap();
+    for id in [0, 1] {
+        let gid: Gid = format!("vs1:ended:1:{id}:0").parse().unwrap();
+        let branch = left.begin(&gid, LIMIT).await.unwrap();
+        let update = format!("UPDATE accounts SET cents = cents WHERE id = {id}");
+        branch.batch_execute(&update).await.unwrap();
+        drop(branch);
+        let participant = left.clone();
+        let prepared = tokio::spawn(async move { participant.prepare(&gid).await });
+        if id == 0 {
+            let refused = prepared.await.unwrap().unwrap_err();
+            assert!(matches!(&refused, PrepareError::Refused(why) if why == "not this one"));
+            continue;
+        }
+        let end = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+                   WHERE wait_event = 'PgSleep' AND datname = current_database()";
+        let is_ended = async || admin.query_one(end, &[]).await.unwrap().get::<_, i64>(0) > 0;
+        until("the session is ended", is_ended).await;
+        let unknown = prepared.await.unwrap().unwrap_err();
+        assert!(matches!(unknown, PrepareError::Unknown(_)), "{unknown}");
+    }
+    drop(left);
+    pair.drop().await;
+}

@@ -99,7 +99,8 @@ pub enum BeginKeyError {
     /// The fingerprint is longer than [`KeysConfig::max_fingerprint_bytes`].
     #[error("a fingerprint has at most {0} bytes: take a digest")]
     Fingerprint(usize),
-    /// The store failed; the key may be claimed until the lease is over.
+    /// The store failed. Where [`StoreError::is_retryable`] says so nothing was claimed; otherwise
+    /// the key may be claimed until the lease is over.
     #[error(transparent)]
     Store(#[from] StoreError),
 }

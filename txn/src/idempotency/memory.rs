@@ -32,7 +32,7 @@ pub struct StoreKeys<S> {
     records: Batcher<S>,
     clock: Arc<dyn Clock>,
     max_keys: usize,
-    known: Mutex<Known>,
+    known: Arc<Mutex<Known>>,
 }
 
 #[derive(Default)]
@@ -61,6 +61,17 @@ impl Known {
     fn remove(&mut self, key: &Arc<str>) {
         if let Some(entry) = self.keys.remove(key) {
             self.by_end.remove(&(entry.forgotten_at, Arc::clone(key)));
+        }
+    }
+
+    /// Puts back what a claim that is not in the store has replaced.
+    fn take_back(&mut self, key: &Arc<str>, claimed: &Entry, former: Option<Entry>) {
+        if self.keys.get(key) != Some(claimed) {
+            return;
+        }
+        match former {
+            Some(former) => self.insert(key, former),
+            None => self.remove(key),
         }
     }
 
@@ -113,7 +124,7 @@ impl<S: SagaStore> StoreKeys<S> {
             let entry = entry.ok_or_else(|| StoreError::new(format!("key {key} is garbled")))?;
             known.insert(&key, entry);
         }
-        Ok(Self { records, clock: Arc::new(clock), max_keys, known: Mutex::new(known) })
+        Ok(Self { records, clock: Arc::new(clock), max_keys, known: Arc::new(Mutex::new(known)) })
     }
 }
 
@@ -122,7 +133,7 @@ impl<S: SagaStore> KeyStore for StoreKeys<S> {
     async fn claim(&self, new: &NewKey) -> Result<Found, StoreError> {
         let now = self.clock.now();
         let key: Arc<str> = new.key.as_str().into();
-        let (found, appended) = {
+        let (found, former, entry, appended) = {
             let mut known = self.known.lock();
             let expired = known.expired(now);
             let found = match known.keys.get(&key) {
@@ -159,12 +170,21 @@ impl<S: SagaStore> KeyStore for StoreKeys<S> {
             // Only here, where records are appended: each answer above leaves all keys in place.
             let mut records = known.forget(expired);
             records.push(Record::new(Arc::clone(&key), RecordKind::Whole, encode(&entry)));
-            known.insert(&key, entry);
+            let former = known.keys.get(&key).cloned();
+            known.insert(&key, entry.clone());
             // Under the lock: records of a key are in the order of its claims.
-            (found, self.records.append(records))
+            (found, former, entry, self.records.append(records))
         };
-        appended.await?;
-        Ok(found)
+        let known = Arc::clone(&self.known);
+        end_of(async move {
+            let result = appended.await;
+            // Of any other failure nobody knows whether the claim is in the store.
+            if result.as_ref().is_err_and(StoreError::is_retryable) {
+                known.lock().take_back(&key, &entry, former);
+            }
+            result.map(|()| found)
+        })
+        .await
     }
 
     async fn settle(
@@ -198,18 +218,22 @@ impl<S: SagaStore> KeyStore for StoreKeys<S> {
             };
             (settled, self.records.append(vec![record]))
         };
-        appended.await?;
-        // Shown only when it is durable. Another may have taken the key meanwhile, behind this
-        // record.
-        let mut known = self.known.lock();
-        if known.keys.get(&key).is_none_or(|entry| entry.owner != owner) {
-            return Ok(false);
-        }
-        match settled {
-            Some(entry) => known.insert(&key, entry),
-            None => known.remove(&key),
-        }
-        Ok(true)
+        let known = Arc::clone(&self.known);
+        end_of(async move {
+            appended.await?;
+            // Shown only when it is durable. Another may have taken the key meanwhile, behind this
+            // record.
+            let mut known = known.lock();
+            if known.keys.get(&key).is_none_or(|entry| entry.owner != owner) {
+                return Ok(false);
+            }
+            match settled {
+                Some(entry) => known.insert(&key, entry),
+                None => known.remove(&key),
+            }
+            Ok(true)
+        })
+        .await
     }
 }
 
@@ -218,6 +242,15 @@ impl<S: SagaStore> fmt::Debug for StoreKeys<S> {
         let keys = self.known.lock().keys.len();
         f.debug_struct("StoreKeys").field("keys", &keys).finish_non_exhaustive()
     }
+}
+
+/// Ends the call beside its caller: what is known of a key follows what is in the store, also if
+/// the caller is dropped.
+async fn end_of<T: Send + 'static>(
+    call: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+) -> Result<T, StoreError> {
+    let ended = tokio::spawn(call).await;
+    ended.unwrap_or_else(|_| Err(StoreError::new("the runtime stops")))
 }
 
 fn encode(entry: &Entry) -> Bytes {

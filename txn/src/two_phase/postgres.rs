@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
-use tokio_postgres::error::SqlState;
+use tokio_postgres::error::{DbError, Severity, SqlState};
 use tokio_postgres::{Client, Error};
 
 use super::core::{Decision, Heuristic};
@@ -546,10 +546,13 @@ fn not_prepared(error: Error) -> PrepareError {
     PrepareError::Refused(describe(&error))
 }
 
+/// An error rolls the transaction back. What ends the session may come when it is prepared: while
+/// it waits for a standby, or from a proxy.
 fn may_be_prepared(error: Error) -> PrepareError {
-    match error.as_db_error() {
-        Some(_) => PrepareError::Refused(describe(&error)),
-        None => PrepareError::Unknown(describe(&error)),
+    let severity = error.as_db_error().and_then(DbError::parsed_severity);
+    match severity {
+        Some(Severity::Error) => PrepareError::Refused(describe(&error)),
+        _ => PrepareError::Unknown(describe(&error)),
     }
 }
 
